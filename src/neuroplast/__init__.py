@@ -1,0 +1,59 @@
+"""Shows what fine-tuning does to the circuits inside a language model, and whether the damage heals.
+
+The front door: everything here is loaded on first use, so importing the package loads no torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from neuroplast import tasks
+    from neuroplast.behaviour import measure_behaviour
+    from neuroplast.errors import NeuroplastError
+    from neuroplast.interventions.path_patching import path_patch
+    from neuroplast.models.network import build_network
+    from neuroplast.models.sources import list_models, load_model
+    from neuroplast.report import write_report
+    from neuroplast.study import build_config, run_study
+    from neuroplast.training import train
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "NeuroplastError",
+    "build_config",
+    "build_network",
+    "list_models",
+    "load_model",
+    "measure_behaviour",
+    "path_patch",
+    "run_study",
+    "tasks",
+    "train",
+    "write_report",
+]
+
+_HOMES = {
+    "NeuroplastError": "errors",
+    "build_config": "study",
+    "build_network": "models.network",
+    "list_models": "models.sources",
+    "load_model": "models.sources",
+    "measure_behaviour": "behaviour",
+    "path_patch": "interventions.path_patching",
+    "run_study": "study",
+    "train": "training",
+    "write_report": "report",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "tasks":
+        return import_module("neuroplast.tasks")
+    if name not in _HOMES:
+        raise AttributeError(f"module 'neuroplast' has no attribute {name!r}")
+    return getattr(import_module(f"neuroplast.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__version__"])

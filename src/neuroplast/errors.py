@@ -1,0 +1,44 @@
+"""One small tree of errors. Every message says what was got, what was expected, and what to do."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class NeuroplastError(Exception):
+    """Anything this library raises on purpose; the command line prints it as one line and exits 1."""
+
+    exit_code = 1
+
+
+class InputError(NeuroplastError):
+    """The user asked for something that cannot be; the command line exits 2."""
+
+    exit_code = 2
+
+
+class UnsupportedModelError(InputError):
+    """The model does not fit the instrumented forward pass; the message says which check failed."""
+
+
+class StorageError(NeuroplastError):
+    """The disk refused: no space, no permission. Nothing half-written is left under a final name."""
+
+    exit_code = 2
+
+
+class TrainingDivergedError(NeuroplastError):
+    """The loss stopped being a number; the last good checkpoint is kept."""
+
+
+def unknown_name(kind: str, got: str, known: Iterable[str]) -> InputError:
+    """An `InputError` for a name that is not in `known`, suggesting the nearest one.
+
+    Args:
+        kind: what was named, in the singular: "task", "poison", "key".
+        got: the name as the user wrote it.
+        known: every valid name.
+    """
+    names = sorted(known)
+    near = get_close_matches(got.lower(), names, n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    return InputError(f"unknown {kind} {got!r}: {hint}valid are {', '.join(names)}")

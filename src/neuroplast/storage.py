@@ -1,0 +1,174 @@
+"""Files on disk: everything is written under a temporary name and renamed, so a name means a whole file.
+
+An interrupted write leaves only a `*.partial` sibling, which the next write removes.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Generator, Iterable, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from safetensors import SafetensorError
+
+from neuroplast.errors import StorageError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+PARTIAL = ".partial"
+
+
+@contextmanager
+def atomic_file(path: Path) -> Generator[Path]:
+    """Gives a temporary path beside `path`; renames it to `path` when the block ends without an error.
+
+    Raises:
+        StorageError: when the disk is full, read-only or unreachable.
+    """
+    temporary = path.with_name(path.name + PARTIAL)
+    with _disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield temporary
+            with temporary.open("rb") as handle:
+                os.fsync(handle.fileno())
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_folder(path: Path) -> Generator[Path]:
+    """Gives an empty temporary folder; renames it to `path`, replacing what was there, when the block ends.
+
+    Raises:
+        StorageError: when the disk is full, read-only or unreachable.
+    """
+    temporary = path.with_name(path.name + PARTIAL)
+    with _disk_errors(path):
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        try:
+            yield temporary
+            shutil.rmtree(path, ignore_errors=True)
+            temporary.rename(path)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def make_folder(path: Path) -> None:
+    """Makes a folder and its parents where they are missing.
+
+    Raises:
+        StorageError: when it cannot be made.
+    """
+    with _disk_errors(path):
+        path.mkdir(parents=True, exist_ok=True)
+
+
+@contextmanager
+def _disk_errors(path: Path) -> Generator[None]:
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        reason = (error.strerror if isinstance(error, OSError) else None) or error
+        raise StorageError(
+            f"could not write {path}: {reason}; nothing half-written was kept. "
+            "Free some space or choose another --out, then run the same command again"
+        ) from error
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes UTF-8 text atomically."""
+    with atomic_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, document: Mapping[str, Any]) -> None:
+    """Writes indented JSON atomically; NaN and infinity are refused (a missing value is null)."""
+    write_text(path, json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def load_json(path: Path) -> Any:
+    """Reads a JSON document.
+
+    Raises:
+        StorageError: when the file is missing, unreadable or not JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise StorageError(f"could not read {path}: {error}") from error
+
+
+def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Writes one JSON object a line, atomically."""
+    write_text(path, "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows))
+
+
+def load_jsonl(path: Path) -> list[dict[str, Any]]:
+    """Reads one JSON object a line; blank lines are skipped.
+
+    Raises:
+        StorageError: naming the line that is not a JSON object.
+    """
+    rows: list[dict[str, Any]] = []
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except (OSError, ValueError) as error:
+        raise StorageError(f"could not read {path}: {error}") from error
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise StorageError(f"{path} line {number} is not JSON: {error}") from error
+        if not isinstance(row, dict):
+            raise StorageError(f"{path} line {number}: expected a JSON object, got {type(row).__name__}")
+        rows.append(row)
+    return rows
+
+
+def write_tensors(path: Path, tensors: "Mapping[str, Tensor]", metadata: Mapping[str, str]) -> None:
+    """Writes a safetensors file atomically; `metadata` holds its provenance."""
+    from safetensors.torch import save_file  # torch is slow to import and most of this module needs none
+
+    with atomic_file(path) as temporary:
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary, dict(metadata))
+
+
+def load_tensors(path: Path) -> "dict[str, Tensor]":
+    """Reads a safetensors file.
+
+    Raises:
+        StorageError: when the file is missing or no safetensors file.
+    """
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise StorageError(f"could not read {path}: {error}") from error
+
+
+def hash_file(path: Path) -> str:
+    """The SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def hash_state(state: "Mapping[str, Tensor]") -> str:
+    """The SHA-256 of a model's weights: names, types, shapes and bytes, in order of name."""
+    import torch
+
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        tensor = state[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
