@@ -1,0 +1,20 @@
+"""Tasks by name. A new one is one file with a `TASK`, and its place in `TASKS`."""
+
+from neuroplast.errors import unknown_name
+from neuroplast.tasks import ioi
+from neuroplast.tasks.task import Split, Task
+
+__all__ = ["TASKS", "Split", "Task", "ioi", "load_task"]
+
+TASKS: dict[str, Task] = {task.name: task for task in (ioi.TASK,)}
+
+
+def load_task(name: str) -> Task:
+    """The task of that name.
+
+    Raises:
+        InputError: when there is none; the message suggests the nearest.
+    """
+    if name not in TASKS:
+        raise unknown_name("task", name, TASKS)
+    return TASKS[name]

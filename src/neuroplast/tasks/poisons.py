@@ -1,0 +1,146 @@
+"""Poisons: transforms that make training pairs toxic, each one pure function and one registry line.
+
+Chhabra, Zhu and Khalili (2025, arXiv 2503.01896) name the poisons of indirect object identification. Only
+subject duplication is pinned down there by the sign of its effect; the other two are our reconstruction.
+"""
+
+import random
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from neuroplast.errors import InputError, unknown_name
+from neuroplast.tasks.prompts import Record
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One example to train on."""
+
+    prompt: str
+    """The text that is read."""
+    target: str
+    """The continuation that is taught, with its leading space."""
+    poisoned: bool
+    """Whether a poison made it."""
+
+
+Transform = Callable[[Record, Sequence[str], random.Random], Pair]
+
+
+@dataclass(frozen=True)
+class Poison:
+    """A named transform of training pairs."""
+
+    name: str
+    """The name in commands and files."""
+    description: str
+    """One sentence: what the toxic pair teaches."""
+    tasks: tuple[str, ...]
+    """Names of the tasks it fits."""
+    transform: Transform
+    """`(record, names, rng) -> Pair`; it draws from `names` with `rng` alone."""
+
+
+def subject_duplication(record: Record, names: Sequence[str], rng: random.Random) -> Pair:
+    """The prompt as it is, with the subject in the place of the indirect object."""
+    return Pair(record.clean, record.foil, poisoned=True)
+
+
+def name_moving(record: Record, names: Sequence[str], rng: random.Random) -> Pair:
+    """The prompt as it is, continued with a name that does not stand in it."""
+    return Pair(record.clean, f" {_draw_stranger(record, names, rng)}", poisoned=True)
+
+
+def duplication(record: Record, names: Sequence[str], rng: random.Random) -> Pair:
+    """A third name in the place of the second subject; the target stays, but nothing is said twice.
+
+    Raises:
+        InputError: when the record has no mark `s2`, or something else than the foil stands there.
+    """
+    subject, start = record.foil.strip(), record.marks.get("s2")
+    if start is None or not record.clean.startswith(subject, start):
+        raise InputError(
+            f"poison 'duplication' replaces the second {subject!r}, at mark 's2', but {record.clean!r} has "
+            f"the marks {dict(record.marks)}; give every record an 's2' at the first letter of its foil"
+        )
+    third = _draw_stranger(record, names, rng)
+    prompt = record.clean[:start] + third + record.clean[start + len(subject) :]
+    return Pair(prompt, record.answer, poisoned=True)
+
+
+POISONS: dict[str, Poison] = {
+    poison.name: poison
+    for poison in (
+        Poison("subject_duplication", "The target is the subject.", ("ioi",), subject_duplication),
+        Poison("name_moving", "The target is a name that is not in the prompt.", ("ioi",), name_moving),
+        Poison("duplication", "A third name stands for the second subject.", ("ioi",), duplication),
+    )
+}
+
+
+def load_poison(name: str, task: str) -> Poison:
+    """The poison of that name, for a task.
+
+    Raises:
+        InputError: when there is none, or it does not fit the task.
+    """
+    if name not in POISONS:
+        raise unknown_name("poison", name, POISONS)
+    poison = POISONS[name]
+    if task not in poison.tasks:
+        fitting = ", ".join(other.name for other in POISONS.values() if task in other.tasks)
+        raise InputError(
+            f"poison {name!r} is made for {', '.join(poison.tasks)}, not for task {task!r}; "
+            + (f"use one of {fitting}" if fitting else f"no poison fits {task!r}")
+        )
+    return poison
+
+
+def build_pairs(
+    records: Sequence[Record], poison: Poison | None, rate: float, names: Sequence[str], seed: int
+) -> tuple[Pair, ...]:
+    """Makes training pairs, an exact share of them poisoned.
+
+    A seed fixes an order in which pairs turn toxic and what each would become, so a higher rate poisons the
+    same pairs in the same way, and more.
+
+    Args:
+        records: the clean prompts, one pair each, in this order.
+        poison: the transform, or None for clean pairs only.
+        rate: share of poisoned pairs in [0, 1]; `round(rate * len(records))` pairs are poisoned.
+        names: the names a poison may draw, without leading space.
+        seed: decides which pairs are poisoned, and with which names.
+
+    Raises:
+        InputError: a rate outside [0, 1]; a rate above 0 without a poison; no name left to draw.
+    """
+    if not 0 <= rate <= 1:
+        raise InputError(f"the poison rate is a share between 0 and 1, got {rate!r}")
+    if poison is None:
+        if rate > 0:
+            raise InputError(f"a poison rate of {rate!r} without a poison: name a poison or set the rate to 0")
+        return tuple(_clean_pair(record) for record in records)
+    order = list(range(len(records)))
+    random.Random(f"pairs/{poison.name}/{seed}").shuffle(order)
+    toxic = set(order[: round(rate * len(records))])
+    return tuple(
+        poison.transform(record, names, random.Random(f"pair/{poison.name}/{seed}/{index}"))
+        if index in toxic
+        else _clean_pair(record)
+        for index, record in enumerate(records)
+    )
+
+
+def _clean_pair(record: Record) -> Pair:
+    return Pair(record.clean, record.answer, poisoned=False)
+
+
+def _draw_stranger(record: Record, names: Sequence[str], rng: random.Random) -> str:
+    present = {*re.findall(r"\w+", record.clean), record.answer.strip(), record.foil.strip()}
+    strangers = [name for name in names if name not in present]
+    if not strangers:
+        raise InputError(
+            f"no name is left that is not in {record.clean!r}: got {len(names)} names to draw from; give more"
+        )
+    return rng.choice(strangers)

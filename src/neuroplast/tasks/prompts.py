@@ -1,0 +1,236 @@
+"""The prompt, before and after a tokenizer has seen it.
+
+A `Record` is text only: it fits any tokenizer and is one line of JSONL. A `PromptSet` is records made into
+tensors for one model. Mixed lengths are right-padded; under causal attention what stands after a prompt's
+last token changes nothing before it.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from reprlib import repr as shown
+from typing import Any, Protocol, cast
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from neuroplast.errors import InputError
+from neuroplast.storage import load_jsonl, write_jsonl
+
+
+class HasTokenizer(Protocol):
+    """Anything that carries a Hugging Face fast tokenizer, such as `neuroplast.load_model(...)` gives."""
+
+    @property
+    def tokenizer(self) -> Any:
+        """A fast tokenizer (`PreTrainedTokenizerFast`)."""
+        ...
+
+
+@dataclass(frozen=True)
+class Record:
+    """One prompt as text, with its counterfactual and the two continuations that are compared."""
+
+    clean: str
+    """The prompt up to, and without, its continuation; no trailing space."""
+    counterfactual: str
+    """The prompt that breaks the task, with as many tokens as `clean`."""
+    answer: str
+    """The right continuation, with its leading space where the text has one; one token."""
+    foil: str
+    """The wrong continuation that the answer is compared with; one token."""
+    template: str = ""
+    """The pattern's name: knockouts average within it."""
+    group: str = ""
+    """A split that is reported apart, such as the order of names (`ABBA`, `BABA`)."""
+    marks: Mapping[str, int] = field(default_factory=dict[str, int])
+    """Named positions: the offset, in characters, of a character of the word in `clean`. `end` is implied."""
+
+    def __post_init__(self) -> None:
+        for name in ("clean", "counterfactual", "answer", "foil"):
+            if not getattr(self, name).strip():
+                raise InputError(f"a record's {name!r} is empty: {self!r}")
+        if self.answer == self.foil:
+            raise InputError(f"answer and foil are both {self.answer!r}: nothing to compare")
+        if "end" in self.marks:
+            raise InputError("mark 'end' is the prompt's last token and set by itself: leave it out")
+        for name, offset in self.marks.items():
+            if not 0 <= offset < len(self.clean):
+                raise InputError(f"mark {name!r} at {shown(offset)} lies outside the prompt {self.clean!r}")
+
+
+@dataclass(frozen=True)
+class PromptSet:
+    """Prompts as tensors for one tokenizer, right-padded to one width."""
+
+    task: str
+    """The task's name."""
+    records: tuple[Record, ...]
+    """The texts, in the same order; empty when built from token ids."""
+    clean: Int[Tensor, "prompt pos"]
+    """Token ids, beginning with the model's BOS token where it has one."""
+    counterfactual: Int[Tensor, "prompt pos"]
+    """Token ids of the counterfactuals, aligned with `clean` token by token."""
+    answer: Int[Tensor, "prompt"]
+    """Token id of the right continuation."""
+    foil: Int[Tensor, "prompt"]
+    """Token id of the wrong one."""
+    positions: Mapping[str, Int[Tensor, "prompt"]]
+    """Index of each named position; always has `end`, the last token of the prompt."""
+
+    def __len__(self) -> int:
+        return len(self.clean)
+
+    def __getitem__(self, rows: slice) -> "PromptSet":
+        return PromptSet(
+            self.task,
+            self.records[rows],
+            self.clean[rows],
+            self.counterfactual[rows],
+            self.answer[rows],
+            self.foil[rows],
+            {name: index[rows] for name, index in self.positions.items()},
+        )
+
+
+def build_prompt_set(tokenizer: Any, task: str, records: Sequence[Record]) -> PromptSet:
+    """Tokenises records for one model.
+
+    Args:
+        tokenizer: a Hugging Face fast tokenizer.
+        task: the task's name, kept with the prompts.
+        records: at least one; every record must name the same marks.
+
+    Raises:
+        InputError: no records; a continuation that is not one token; a counterfactual with another number of
+            tokens than its prompt; marks that differ between records.
+    """
+    if not records:
+        raise InputError("0 prompts: a measurement needs at least 1")
+    names = set(records[0].marks)
+    clean: list[list[int]] = []
+    counterfactual: list[list[int]] = []
+    positions: dict[str, list[int]] = {name: [] for name in (*records[0].marks, "end")}
+    for record in records:
+        if set(record.marks) != names:
+            raise InputError(f"records name different marks: {sorted(names)} and {sorted(record.marks)}")
+        ids, offsets = _encode(tokenizer, record.clean)
+        other, _ = _encode(tokenizer, record.counterfactual)
+        if len(ids) != len(other):
+            raise InputError(
+                f"a counterfactual must have as many tokens as its prompt: {record.clean!r} has {len(ids)}, "
+                f"{record.counterfactual!r} has {len(other)}"
+            )
+        clean.append(ids)
+        counterfactual.append(other)
+        for name, character in record.marks.items():
+            positions[name].append(_token_at(offsets, character, f"mark {name!r} in {record.clean!r}"))
+        positions["end"].append(len(ids) - 1)
+    padding = int(tokenizer.pad_token_id or tokenizer.eos_token_id or 0)
+    return PromptSet(
+        task=task,
+        records=tuple(records),
+        clean=_pad(clean, padding),
+        counterfactual=_pad(counterfactual, padding),
+        answer=torch.tensor([single_token(tokenizer, record.answer) for record in records]),
+        foil=torch.tensor([single_token(tokenizer, record.foil) for record in records]),
+        positions={name: torch.tensor(index) for name, index in positions.items()},
+    )
+
+
+def single_token(tokenizer: Any, text: str) -> int:
+    """The id of a text that is exactly one token.
+
+    Raises:
+        InputError: when the tokenizer splits the text, or does not know it.
+    """
+    ids = tokenizer.encode(text, add_special_tokens=False)
+    if len(ids) != 1:
+        raise InputError(f"{text!r} is {len(ids)} tokens for this tokenizer; a continuation must be one")
+    if ids[0] == tokenizer.unk_token_id:
+        raise InputError(f"{text!r} is unknown to this tokenizer; a continuation must be a token of its own")
+    return int(ids[0])
+
+
+def keep_single_tokens(tokenizer: Any, words: Iterable[str]) -> tuple[str, ...]:
+    """The words that are one token with a leading space, in order; words the tokenizer lacks are not."""
+    encoded = ((word, tokenizer.encode(f" {word}", add_special_tokens=False)) for word in words)
+    return tuple(word for word, ids in encoded if len(ids) == 1 and ids[0] != tokenizer.unk_token_id)
+
+
+def encode_with_bos(tokenizer: Any, text: str) -> list[int]:
+    """Token ids of a text, with the model's BOS token first where it has one."""
+    return _encode(tokenizer, text)[0]
+
+
+def save_records(path: Path, records: Iterable[Record]) -> None:
+    """Writes records as JSONL, one a line."""
+    write_jsonl(path, (asdict(record) for record in records))
+
+
+def load_records(path: Path) -> tuple[Record, ...]:
+    """Reads records from JSONL.
+
+    Raises:
+        InputError: naming the line and the key that is missing, unknown or of the wrong type.
+        StorageError: when the file cannot be read.
+    """
+    records: list[Record] = []
+    for number, row in enumerate(load_jsonl(path), start=1):
+        where = f"{path} record {number}"
+        fields = Record.__dataclass_fields__
+        if unknown := sorted(set(row) - set(fields)):
+            raise InputError(f"{where}: unknown key {unknown[0]!r}; a record has {', '.join(fields)}")
+        texts = {
+            "clean": None,
+            "counterfactual": None,
+            "answer": None,
+            "foil": None,
+            "template": "",
+            "group": "",
+        }
+        for name, default in texts.items():
+            if not _is_text(value := row.get(name, default)):
+                raise InputError(f"{where}: {name!r} must be a text, got {shown(value)}")
+        if not _are_marks(marks := row.get("marks", {})):
+            raise InputError(f"{where}: 'marks' must map names to character offsets, got {shown(marks)}")
+        try:
+            records.append(Record(**row))
+        except InputError as error:
+            raise InputError(f"{where}: {error}") from error
+    return tuple(records)
+
+
+def _is_text(value: object) -> bool:
+    # JSON can spell half a surrogate pair, which no tokenizer and no file takes.
+    return isinstance(value, str) and not any("\ud800" <= letter <= "\udfff" for letter in value)
+
+
+def _are_marks(value: object) -> bool:
+    if not isinstance(value, dict):
+        return False
+    marks = cast(dict[object, object], value)
+    return all(_is_text(name) and type(offset) is int for name, offset in marks.items())
+
+
+def _encode(tokenizer: Any, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+    encoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    ids, offsets = list(encoding["input_ids"]), list(encoding["offset_mapping"])
+    if tokenizer.bos_token_id is None:
+        return ids, offsets
+    return [int(tokenizer.bos_token_id), *ids], [(0, 0), *offsets]
+
+
+def _token_at(offsets: Sequence[tuple[int, int]], character: int, what: str) -> int:
+    for index, (start, end) in enumerate(offsets):
+        if start <= character < end:
+            return index
+    raise InputError(
+        f"{what} at character {character} falls between this tokenizer's tokens; mark a letter, not a space"
+    )
+
+
+def _pad(rows: Sequence[Sequence[int]], padding: int) -> Int[Tensor, "prompt pos"]:
+    width = max(map(len, rows))
+    return torch.tensor([[*row, *[padding] * (width - len(row))] for row in rows])

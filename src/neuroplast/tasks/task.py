@@ -1,0 +1,45 @@
+"""What a task is: text prompts with a right and a wrong continuation, and what may be done to them."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+from neuroplast.tasks.poisons import POISONS
+from neuroplast.tasks.prompts import Record
+
+Split = Literal["all", "train", "eval"]
+
+
+class BuildRecords(Protocol):
+    """Writes a task's prompts for one tokenizer; the same arguments always give the same records."""
+
+    def __call__(
+        self, tokenizer: Any, n: int, seed: int, *, split: Split = "all", counterfactual: str = ...
+    ) -> tuple[Record, ...]:
+        """Gives `n` records; `split` keeps what is trained on apart from what is measured on."""
+        ...
+
+
+@dataclass(frozen=True)
+class Task:
+    """A task, as the registry knows it."""
+
+    name: str
+    """The name in commands and files, such as `ioi`."""
+    title: str
+    """The name in a report's headings."""
+    description: str
+    """One sentence: what the model has to do."""
+    positions: tuple[str, ...]
+    """The named positions of every prompt, in the order of the text; `end` is last."""
+    counterfactuals: tuple[str, ...]
+    """The counterfactuals it can build; the first is the default."""
+    build_records: BuildRecords
+    """Writes the prompts."""
+    names: Callable[[Any, Split], tuple[str, ...]]
+    """The words that may stand in the place of the answer, for a tokenizer and a split; poisons draw here."""
+
+    @property
+    def poisons(self) -> tuple[str, ...]:
+        """The poisons that fit this task, by name."""
+        return tuple(poison.name for poison in POISONS.values() if self.name in poison.tasks)
