@@ -1,0 +1,82 @@
+"""Intervals. The unit that is resampled is the prompt: percentile bootstrap, Efron & Tibshirani 1993, chapter 13.
+
+Resampling weights are drawn once per number of prompts and seed, so quantities measured on the same prompts (a
+stage and its base) are resampled together and their difference keeps its pairing.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float
+from numpy.typing import NDArray
+
+RESAMPLES = 2000
+LEVEL = 0.95
+
+Weights = Float[np.ndarray, "resample prompt"]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A value with its 95 % interval, or the reason why there is none."""
+
+    value: float | None
+    """The value on all prompts."""
+    ci95: tuple[float, float] | None = None
+    """Bootstrap interval over prompts."""
+    why: str | None = None
+    """Why the value is None."""
+
+
+def bootstrap_weights(n_prompts: int, seed: int, resamples: int = RESAMPLES) -> Weights:
+    """Weights of prompts in each resample; a row sums to 1.
+
+    Args:
+        n_prompts: how many prompts were measured.
+        seed: seed of the draw.
+        resamples: how many resamples.
+    """
+    counts = np.random.default_rng(seed).multinomial(n_prompts, np.full(n_prompts, 1 / n_prompts), size=resamples)
+    return counts / n_prompts
+
+
+def interval(samples: Float[np.ndarray, "resample *rest"]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """The 2.5 % and 97.5 % points over resamples, elementwise; resamples without a value (NaN) are left out."""
+    tail = (1 - LEVEL) / 2
+    low, high = np.nanquantile(samples, [tail, 1 - tail], axis=0)
+    return np.asarray(low), np.asarray(high)
+
+
+def estimate(
+    weights: Weights, statistic: Callable[[Float[np.ndarray, "some prompt"]], NDArray[np.float64]]
+) -> Estimate:
+    """A statistic of the prompts with its interval.
+
+    Args:
+        weights: from `bootstrap_weights`.
+        statistic: takes weights of shape (some, prompt), each row summing to 1, and gives one value a row.
+    """
+    n_prompts = weights.shape[1]
+    value = float(statistic(np.full((1, n_prompts), 1 / n_prompts))[0])
+    samples = statistic(weights)
+    if not np.isfinite(value) or not np.isfinite(samples).any():
+        return Estimate(None, None, "not a number on these prompts")
+    low, high = interval(samples)
+    return Estimate(value, (float(low), float(high)))
+
+
+def estimate_mean(weights: Weights, values: Float[np.ndarray, "prompt"]) -> Estimate:
+    """The mean over prompts with its interval."""
+    return estimate(weights, lambda rows: rows @ values)
+
+
+def row_correlations(
+    first: Float[np.ndarray, "some node"], second: Float[np.ndarray, "some node"]
+) -> Float[np.ndarray, "some"]:
+    """Pearson correlation of corresponding rows; NaN where a row is constant."""
+    a = first - first.mean(axis=1, keepdims=True)
+    b = second - second.mean(axis=1, keepdims=True)
+    scale = np.sqrt((a**2).sum(axis=1) * (b**2).sum(axis=1))
+    products = (a * b).sum(axis=1)
+    return np.divide(products, scale, out=np.full_like(products, np.nan), where=scale > 0)
