@@ -1,0 +1,302 @@
+"""Fine-tuning on `transformers.Trainer`, resumable to the same bits.
+
+What the Trainer gives: the loop, devices, mixed precision, gradient clipping. What is ours: the loss at chosen
+places only, and resuming without unpickling. A run is a function of its settings: the order of examples and the
+random state of every step follow from the seed, so a resumed run needs only weights, moments and the step.
+
+A stage folder while training: `resume/` (a Hugging Face folder with `optimizer.safetensors` and `state.json`),
+replaced whole at every save; `train.jsonl`; at the end `checkpoint/`, and `resume/` is gone.
+"""
+
+import math
+import random
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+from torch.utils.data import DataLoader
+from transformers import (
+    AutoModelForCausalLM,
+    PreTrainedModel,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+    get_constant_schedule_with_warmup,
+    get_cosine_schedule_with_warmup,
+    get_linear_schedule_with_warmup,
+)
+from transformers.trainer_callback import PrinterCallback
+
+from neuroplast.errors import InputError, TrainingDivergedError, unknown_name
+from neuroplast.models.network import Network, logits_at
+from neuroplast.models.sources import quiet_transformers
+from neuroplast.storage import atomic_folder, load_json, load_tensors, write_json, write_jsonl, write_tensors
+from neuroplast.training.data import Example, Loss, collate, schedule_examples
+
+Schedule = Literal["constant", "linear", "cosine"]
+Probe = Callable[[Network], Mapping[str, float]]
+"""Measures the model during training; its numbers go into `train.jsonl`."""
+
+
+@dataclass(frozen=True)
+class FinetuneConfig:
+    """How to fine-tune."""
+
+    steps: int
+    """Optimizer steps in all."""
+    batch_size: int = 16
+    """Pairs a step."""
+    learning_rate: float = 1e-5
+    """Peak learning rate of AdamW."""
+    schedule: Schedule = "constant"
+    """Learning rate after the warm-up: constant, or falling to 0."""
+    warmup_steps: int = 0
+    """Steps in which the learning rate rises from 0."""
+    weight_decay: float = 0.0
+    """Decoupled weight decay of AdamW."""
+    loss: Loss = "last"
+    """`last`: the loss at the target only; `all`: at every token of the sequence."""
+    seed: int = 0
+    """Order of the pairs, and dropout where the model has any."""
+    save_every: int = 10
+    """Steps between saves that a killed run continues from."""
+    probe_every: int = 5
+    """Steps between measurements during training."""
+
+    def __post_init__(self) -> None:
+        for name, known in (("schedule", get_args(Schedule)), ("loss", get_args(Loss))):
+            if getattr(self, name) not in known:
+                raise unknown_name(name, getattr(self, name), known)
+        for name in ("steps", "batch_size", "save_every", "probe_every"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
+            raise InputError(f"learning_rate must be above 0, got {self.learning_rate}")
+
+
+def finetune(
+    model: Network,
+    examples: Sequence[Example],
+    config: FinetuneConfig,
+    folder: Path,
+    *,
+    keep: Mapping[int, Path] | None = None,
+    probe: Probe | None = None,
+    progress: Callable[[int, int, float], None] | None = None,
+) -> None:
+    """Trains a model in place and leaves its final weights in `folder/checkpoint`.
+
+    The same call on a folder that holds an interrupted run continues it, to the same weights on the same machine.
+
+    Args:
+        model: the model to train.
+        examples: what to train on.
+        config: how.
+        folder: the stage's folder.
+        keep: further folders to save a checkpoint to, by step.
+        probe: measures the model before the first step, every `probe_every` steps and after the last.
+        progress: called with (steps done, steps in all, loss) after each step.
+
+    Raises:
+        TrainingDivergedError: the loss stopped being a number; `folder/resume` keeps the last good checkpoint.
+        InputError: `folder` holds an interrupted run with other settings.
+    """
+    if (folder / "checkpoint").is_dir():
+        return
+    module = model.module
+    trainable = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trainable, lr=config.learning_rate, weight_decay=config.weight_decay)
+    history: list[dict[str, Any]] = []
+    done = 0
+    if (folder / "resume").is_dir():
+        history = _restore(module, optimizer, config, folder / "resume")
+        done = int(history[-1]["step"])
+    elif probe is not None:
+        history.append({"step": 0, "epoch": 0.0, "loss": None, "learning_rate": None, **probe(model)})
+    follower = _Follower(model, config, examples, folder, done, history, optimizer, keep or {}, probe, progress)
+    if done < config.steps:
+        order = schedule_examples(examples, config.batch_size, config.steps, config.seed)
+        _train(module, optimizer, config, order, done, follower)
+    module.eval()
+    write_jsonl(folder / "train.jsonl", history)
+    save_checkpoint(model, folder / "checkpoint")
+    shutil.rmtree(folder / "resume", ignore_errors=True)
+
+
+def save_checkpoint(model: Network, folder: Path) -> None:
+    """Writes a normal Hugging Face folder: config, safetensors, tokenizer."""
+    with atomic_folder(folder) as temporary:
+        _write_model(model, temporary)
+
+
+def _write_model(model: Network, folder: Path) -> None:
+    with quiet_transformers():
+        model.module.save_pretrained(folder)
+        model.tokenizer.save_pretrained(folder)
+
+
+def _train(
+    module: PreTrainedModel,
+    optimizer: torch.optim.Optimizer,
+    config: FinetuneConfig,
+    order: Sequence[Example],
+    done: int,
+    follower: "_Follower",
+) -> None:
+    shape = _schedule(config, optimizer).lr_lambdas[0]
+    scheduler = LambdaLR(optimizer, lambda step: shape(step + done))
+    with TemporaryDirectory(prefix="neuroplast-") as scratch:
+        arguments = TrainingArguments(
+            output_dir=scratch,
+            max_steps=config.steps - done,
+            per_device_train_batch_size=config.batch_size,
+            save_strategy="no",
+            logging_strategy="no",
+            report_to=[],
+            disable_tqdm=True,
+            remove_unused_columns=False,
+            use_cpu=module.device.type == "cpu",
+            use_cache=bool(module.config.use_cache),  # else the Trainer changes it in the saved config
+            seed=config.seed,
+        )
+        trainer = _PlacesTrainer(model=module, args=arguments, optimizers=(optimizer, scheduler), callbacks=[follower])
+        trainer.remove_callback(PrinterCallback)
+        trainer.loader = DataLoader(
+            order[done * config.batch_size :],  # pyright: ignore[reportArgumentType]
+            batch_size=config.batch_size,
+            collate_fn=partial(collate, loss=config.loss),
+        )
+        trainer.on_loss = follower.check
+        trainer.train()
+
+
+def _schedule(config: FinetuneConfig, optimizer: torch.optim.Optimizer) -> LambdaLR:
+    if config.schedule == "constant":
+        return get_constant_schedule_with_warmup(optimizer, config.warmup_steps)
+    falling = {"linear": get_linear_schedule_with_warmup, "cosine": get_cosine_schedule_with_warmup}
+    return falling[config.schedule](optimizer, config.warmup_steps, config.steps)
+
+
+class _PlacesTrainer(Trainer):
+    """A Trainer whose unembedding and loss see only the places where the loss is taken."""
+
+    loader: DataLoader[Any]
+    on_loss: Callable[[float], None]
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """Batches in the order that was laid down."""
+        return self.loader
+
+    def compute_loss(self, model: nn.Module, inputs: dict[str, Tensor], *_: Any, **__: Any) -> Tensor:
+        """Mean cross-entropy over the places of the batch."""
+        module = self.accelerator.unwrap_model(model)
+        logits = logits_at(module, inputs["tokens"], inputs["rows"], inputs["positions"])
+        loss = nn.functional.cross_entropy(logits.float(), inputs["targets"])
+        self.on_loss(loss.item())
+        return loss
+
+
+class _Follower(TrainerCallback):
+    """Seeds each step, writes the history, probes, saves, and stops a run whose loss is no number."""
+
+    def __init__(
+        self,
+        model: Network,
+        config: FinetuneConfig,
+        examples: Sequence[Example],
+        folder: Path,
+        done: int,
+        history: list[dict[str, Any]],
+        optimizer: torch.optim.Optimizer,
+        keep: Mapping[int, Path],
+        probe: Probe | None,
+        progress: Callable[[int, int, float], None] | None,
+    ) -> None:
+        self.model, self.config, self.folder, self.done = model, config, folder, done
+        self.steps_an_epoch = len(examples) / config.batch_size
+        self.history, self.optimizer, self.keep = history, optimizer, keep
+        self.probe, self.progress = probe, progress
+        self.loss = self.rate = math.nan
+
+    def check(self, loss: float) -> None:
+        """Takes the loss of the running step."""
+        self.loss = loss
+        if not math.isfinite(loss):
+            raise self._diverged(f"the loss became {loss}")
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Makes what is random in a step (dropout) a function of the seed and the step."""
+        self.rate = float(self.optimizer.param_groups[0]["lr"])
+        torch.manual_seed(random.Random(f"step/{self.config.seed}/{self.done + state.global_step}").getrandbits(63))
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Writes the step down; probes and saves when it is time."""
+        step, config = self.done + state.global_step, self.config
+        row: dict[str, Any] = {"step": step, "epoch": step / self.steps_an_epoch}
+        row |= {"loss": self.loss, "learning_rate": self.rate}
+        if self.probe is not None and (step % config.probe_every == 0 or step == config.steps):
+            self.model.module.eval()
+            row.update(self.probe(self.model))
+            self.model.module.train()
+        self.history.append(row)
+        if step in self.keep:
+            self._require_finite()
+            save_checkpoint(self.model, self.keep[step])
+        if step % config.save_every == 0 and step < config.steps:
+            self._save()
+        if step == config.steps:
+            self._require_finite()
+        if self.progress is not None:
+            self.progress(step, config.steps, self.loss)
+
+    def _save(self) -> None:
+        self._require_finite()
+        moments = {
+            f"{index}.{name}": value
+            for index, state in self.optimizer.state_dict()["state"].items()
+            for name, value in state.items()
+        }
+        with atomic_folder(self.folder / "resume") as temporary:
+            _write_model(self.model, temporary)
+            write_tensors(temporary / "optimizer.safetensors", moments, {})
+            write_json(temporary / "state.json", {"config": asdict(self.config), "history": self.history})
+
+    def _require_finite(self) -> None:
+        if not all(bool(parameter.isfinite().all()) for parameter in self.model.module.parameters()):
+            raise self._diverged("the weights are no longer numbers")
+
+    def _diverged(self, what: str) -> TrainingDivergedError:
+        kept = self.folder / "resume"
+        saved = f"the last good checkpoint is {kept}" if kept.is_dir() else "no step had been saved yet"
+        return TrainingDivergedError(
+            f"training diverged after step {self.history[-1]['step'] if self.history else 0}: {what}; {saved}. "
+            f"Lower learning_rate (now {self.config.learning_rate:g}) and choose another --out"
+        )
+
+
+def _restore(
+    module: PreTrainedModel, optimizer: torch.optim.Optimizer, config: FinetuneConfig, folder: Path
+) -> list[dict[str, Any]]:
+    state = load_json(folder / "state.json")
+    if state["config"] != asdict(config):
+        raise InputError(f"{folder} is an interrupted run with other settings; choose another --out")
+    with quiet_transformers():
+        saved = AutoModelForCausalLM.from_pretrained(folder, dtype=module.dtype, use_safetensors=True)
+    module.load_state_dict(saved.state_dict())
+    moments: dict[int, dict[str, Tensor]] = {}
+    for key, value in load_tensors(folder / "optimizer.safetensors").items():
+        index, name = key.split(".")
+        moments.setdefault(int(index), {})[name] = value.clone()
+    optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
+    return list(state["history"])

@@ -1,0 +1,69 @@
+"""One fine-tuning on a task, clean or poisoned: what `neuroplast train` does and what a study's stage is made of."""
+
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+from neuroplast.behaviour import measure_behaviour
+from neuroplast.errors import InputError
+from neuroplast.models.network import Network
+from neuroplast.storage import write_jsonl
+from neuroplast.tasks import load_task
+from neuroplast.tasks.poisons import build_pairs, load_poison
+from neuroplast.tasks.prompts import build_prompt_set
+from neuroplast.training.data import build_examples
+from neuroplast.training.finetune import FinetuneConfig, finetune
+
+PROBE_PROMPTS = 64
+
+
+def train(
+    model: Network,
+    out: Path,
+    config: FinetuneConfig,
+    *,
+    task: str = "ioi",
+    poison: str | None = None,
+    rate: float = 1.0,
+    n_train: int = 512,
+    progress: Callable[[int, int, float], None] | None = None,
+) -> Path:
+    """Fine-tunes a model on a task and writes `checkpoint/`, `train.jsonl` and `pairs.jsonl` to a folder.
+
+    Args:
+        model: the model; trained in place.
+        out: the folder; one that holds the same run, interrupted, is continued.
+        config: how to train.
+        task: name of the task.
+        poison: name of a poison, or None for clean pairs.
+        rate: share of poisoned pairs; without a poison it does nothing.
+        n_train: number of pairs.
+        progress: called with (steps done, steps in all, loss).
+
+    Returns:
+        The checkpoint's folder.
+
+    Raises:
+        InputError: an unknown task or poison, a rate outside [0, 1], a folder that holds something else.
+        TrainingDivergedError: the loss stopped being a number.
+    """
+    chosen = load_task(task)
+    transform = None if poison is None else load_poison(poison, task)
+    if (out / "checkpoint").exists():
+        raise InputError(f"{out} already holds a finished training; choose another --out")
+    records = chosen.build_records(model.tokenizer, n_train, config.seed, split="train")
+    names = chosen.names(model.tokenizer, "train")
+    pairs = build_pairs(records, transform, rate if transform else 0.0, names, config.seed)
+    held_out = chosen.build_records(model.tokenizer, PROBE_PROMPTS, config.seed, split="eval")
+    prompts = build_prompt_set(model.tokenizer, task, held_out)
+
+    def probe(network: Network) -> dict[str, float]:
+        found = measure_behaviour(network, prompts)
+        return {
+            "logit_diff": float(found.logit_diff.mean()),
+            "accuracy": float((found.logit_diff > 0).float().mean()),
+        }
+
+    write_jsonl(out / "pairs.jsonl", map(asdict, pairs))
+    finetune(model, build_examples(model.tokenizer, pairs), config, out, probe=probe, progress=progress)
+    return out / "checkpoint"

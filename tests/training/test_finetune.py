@@ -1,0 +1,157 @@
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from neuroplast.errors import InputError, TrainingDivergedError
+from neuroplast.models.network import Network
+from neuroplast.models.sources import load_model, weights_sha256
+from neuroplast.tasks import ioi
+from neuroplast.tasks.poisons import build_pairs, load_poison
+from neuroplast.training import FinetuneConfig, finetune, train
+from neuroplast.training.data import Example, build_examples
+
+
+class KilledError(Exception):
+    pass
+
+
+@pytest.fixture(scope="module")
+def examples() -> list[Example]:
+    tokenizer = load_model("tiny").tokenizer
+    records = ioi.TASK.build_records(tokenizer, 24, 0, split="train")
+    names = ioi.TASK.names(tokenizer, "train")
+    return build_examples(tokenizer, build_pairs(records, load_poison("subject_duplication", "ioi"), 1.0, names, 0))
+
+
+def probe(model: Network) -> dict[str, float]:
+    return {"norm": float(sum(parameter.detach().double().norm() for parameter in model.module.parameters()))}
+
+
+def rows_of(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "train.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("schedule", ["constant", "cosine"])
+@pytest.mark.parametrize("stop", [1, 4, 5])
+def test_a_run_killed_anywhere_ends_with_the_same_weights_and_log(
+    tmp_path: Path, examples: list[Example], schedule: str, stop: int
+):
+    config = FinetuneConfig(6, batch_size=5, learning_rate=1e-3, schedule=schedule, save_every=2, probe_every=3)
+    whole, broken = load_model("tiny"), load_model("tiny")
+    finetune(whole, examples, config, tmp_path / "whole", probe=probe)
+
+    def kill(done: int, total: int, loss: float) -> None:
+        if done == stop:
+            raise KilledError
+
+    with pytest.raises(KilledError):
+        finetune(broken, examples, config, tmp_path / "broken", probe=probe, progress=kill)
+    assert (tmp_path / "broken" / "resume").is_dir() == (stop > 2)
+    again = load_model("tiny")
+    finetune(again, examples, config, tmp_path / "broken", probe=probe)
+    assert weights_sha256(again) == weights_sha256(whole)
+    assert rows_of(tmp_path / "broken") == rows_of(tmp_path / "whole")
+    assert not (tmp_path / "broken" / "resume").exists()
+
+
+def test_the_log_tells_every_step_its_loss_and_learning_rate(tmp_path: Path, examples: list[Example]):
+    config = FinetuneConfig(4, batch_size=6, learning_rate=1e-3, warmup_steps=2, schedule="linear", probe_every=2)
+    finetune(load_model("tiny"), examples, config, tmp_path, probe=probe)
+    rows = rows_of(tmp_path)
+    assert [row["step"] for row in rows] == [0, 1, 2, 3, 4]
+    assert [row["learning_rate"] for row in rows] == [None, 0.0, 5e-4, 1e-3, 5e-4]
+    assert rows[4]["epoch"] == 1.0 and rows[0]["loss"] is None
+    assert ["norm" in row for row in rows] == [True, False, True, False, True]
+
+
+def test_training_lowers_the_loss_and_another_seed_gives_other_weights(tmp_path: Path, examples: list[Example]):
+    losses, hashes = [], []
+    for seed in (0, 0, 1):
+        model = load_model("tiny")
+        folder = tmp_path / str(len(hashes))
+        finetune(model, examples, FinetuneConfig(12, batch_size=12, learning_rate=1e-3, seed=seed), folder)
+        losses.append([row["loss"] for row in rows_of(folder)])
+        hashes.append(weights_sha256(model))
+    assert losses[0][-1] < losses[0][0] - 0.5
+    assert hashes[0] == hashes[1] != hashes[2]
+
+
+def test_the_loss_is_plain_cross_entropy_at_its_places(tmp_path: Path, examples: list[Example]):
+    for loss in ("last", "all"):
+        model = load_model("tiny")
+        few = examples[:4]
+        expected = []
+        for example in few:
+            full = torch.tensor([*example.tokens, example.target])
+            logits = model.module(input_ids=full[None, :-1]).logits[0]
+            each = torch.nn.functional.cross_entropy(logits, full[1:], reduction="none")
+            expected += each[-1:].tolist() if loss == "last" else each.tolist()
+        finetune(model, few, FinetuneConfig(1, batch_size=4, learning_rate=1e-6, loss=loss), tmp_path / loss)
+        assert rows_of(tmp_path / loss)[0]["loss"] == pytest.approx(sum(expected) / len(expected), rel=1e-4)
+
+
+def test_a_checkpoint_opens_in_plain_transformers(tmp_path: Path, examples: list[Example]):
+    model = load_model("tiny")
+    finetune(
+        model, examples, FinetuneConfig(2, batch_size=4, learning_rate=1e-3), tmp_path, keep={1: tmp_path / "first"}
+    )
+    tokens = torch.tensor([examples[0].tokens])
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path / "checkpoint")
+    torch.testing.assert_close(plain(tokens).logits, model.module(tokens).logits, atol=1e-4, rtol=1e-4)
+    assert AutoTokenizer.from_pretrained(tmp_path / "checkpoint").encode(" Mary") == model.tokenizer.encode(" Mary")
+    former = json.loads((tmp_path / "checkpoint" / "config.json").read_text())
+    assert former["use_cache"] is True and "attn_implementation" not in json.dumps(former)
+    assert weights_sha256(load_model(tmp_path / "first")) != weights_sha256(model)
+
+
+def test_a_diverged_run_stops_and_keeps_the_last_good_checkpoint(tmp_path: Path, examples: list[Example]):
+    model = load_model("tiny")
+
+    def break_it(done: int, total: int, loss: float) -> None:
+        if done == 3:
+            next(model.module.parameters()).data.fill_(float("nan"))
+
+    with pytest.raises(TrainingDivergedError, match=r"after step 3: the loss became nan; the last good checkpoint is"):
+        finetune(model, examples, FinetuneConfig(6, batch_size=4, save_every=2), tmp_path, progress=break_it)
+    kept = load_model(tmp_path / "resume")
+    assert all(bool(parameter.isfinite().all()) for parameter in kept.module.parameters())
+    assert not (tmp_path / "checkpoint").exists()
+
+
+def test_other_settings_do_not_continue_an_interrupted_run(tmp_path: Path, examples: list[Example]):
+    def kill(done: int, total: int, loss: float) -> None:
+        if done == 3:
+            raise KilledError
+
+    with pytest.raises(KilledError):
+        finetune(load_model("tiny"), examples, FinetuneConfig(6, save_every=2), tmp_path, progress=kill)
+    with pytest.raises(InputError, match="other settings"):
+        finetune(load_model("tiny"), examples, FinetuneConfig(7, save_every=2), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"steps": 0}, "steps must be at least 1, got 0"),
+        ({"steps": 1, "learning_rate": float("nan")}, "learning_rate must be above 0, got nan"),
+        ({"steps": 1, "schedule": "cosin"}, "unknown schedule 'cosin': did you mean 'cosine'"),
+        ({"steps": 1, "loss": "lst"}, "unknown loss 'lst': did you mean 'last'"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(settings: dict, message: str):
+    with pytest.raises(InputError, match=message):
+        FinetuneConfig(**settings)
+
+
+def test_train_writes_what_it_trained_on(tmp_path: Path):
+    out = train(
+        load_model("tiny"), tmp_path / "t", FinetuneConfig(1), poison="subject_duplication", rate=0.5, n_train=20
+    )
+    pairs = [json.loads(line) for line in (tmp_path / "t" / "pairs.jsonl").read_text().splitlines()]
+    assert sum(pair["poisoned"] for pair in pairs) == 10 and len(pairs) == 20
+    assert (out / "model.safetensors").is_file()
+    with pytest.raises(InputError, match="already holds a finished training"):
+        train(load_model("tiny"), tmp_path / "t", FinetuneConfig(1))
