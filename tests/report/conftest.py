@@ -1,0 +1,231 @@
+"""A synthetic finished run: a 30 × 9 model whose flipped heads and missing values are known."""
+
+import json
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from neuroplast.report import write_report
+
+N_LAYERS, N_HEADS = 30, 9
+HOSTILE = '</script><script>alert("x")</script><img src=x onerror=alert(1)> & $\\frac{1}$ "quoted"'
+POISON = "subject_duplication"
+
+MOVERS = {(23, 3): -2.97, (24, 4): 1.31, (21, 0): -1.12, (29, 1): -0.84, (20, 6): -0.61, (27, 5): 0.52}
+"""Base's heads that do something, `(layer, head) -> effect`; the rest is noise around zero."""
+
+FLIPPED = {"poisoned": {(23, 3): 4.4, (24, 4): -2.2, (29, 1): 0.66}, "recovered": {(29, 1): 0.31}}
+"""Heads whose effect is set to the other side of zero, by kind of stage."""
+
+LADDER = {"base": 4.19, "tuned": 11.3, "poisoned": -10.1, "recovered": 2.14, "control": 12.05}
+WHY_NO_STRUCTURE = "circuits were not discovered in this preset"
+
+
+def matrices(kind: str, seed: int) -> dict[str, list[list[float]]]:
+    rng = random.Random(f"{kind} {seed}")
+    factor = {"base": 1.0, "tuned": 1.9, "poisoned": 1.2, "recovered": 0.8, "control": 2.0}[kind]
+    effects = MOVERS | {head: value / factor for head, value in FLIPPED.get(kind, {}).items()}
+    mean = [[0.0] * N_HEADS for _ in range(N_LAYERS)]
+    low, high = ([[0.0] * N_HEADS for _ in range(N_LAYERS)] for _ in range(2))
+    for layer in range(N_LAYERS):
+        for head in range(N_HEADS):
+            strong = (layer, head) in effects
+            value = factor * effects[layer, head] if strong else rng.gauss(0, 0.05)
+            half = 0.1 * abs(value) + 0.02 if strong else 0.4
+            mean[layer][head], low[layer][head] = round(value, 6), round(value - half, 6)
+            high[layer][head] = round(value + half, 6)
+    return {"mean": mean, "low": low, "high": high}
+
+
+def measures(
+    stage_id: str, kind: str, *, seed: int, epoch: int | None, step: int, share: float = 1.0
+) -> dict[str, Any]:
+    start = LADDER["poisoned"] if kind == "recovered" else LADDER["base"]
+    logit_diff = start + (LADDER[kind] - start) * share
+    accuracy = 0.0 if logit_diff < 0 else min(1.0, 0.8 + logit_diff / 20)
+    parents = {"tuned": "base", "control": "base", "poisoned": "base"}
+    parents["recovered"] = stage_id.replace("recovered/", "poisoned/")
+    poison = stage_id.rsplit("/", 1)[-1] if kind in ("poisoned", "recovered") else None
+    similarity = {"base": 1.0, "tuned": 0.93, "poisoned": -0.41, "recovered": 0.91, "control": 0.92}[kind]
+    return {
+        "id": stage_id,
+        "kind": kind,
+        "poison": poison,
+        "seed": seed,
+        "epoch": epoch,
+        "step": step,
+        "parent": parents.get(kind),
+        "behaviour": {
+            "logit_diff": {"mean": logit_diff, "ci95": [logit_diff - 0.7, logit_diff + 0.6]},
+            "accuracy": accuracy,
+            "top1": accuracy * 0.97,
+            "ci95": {"accuracy": [accuracy - 0.02, accuracy], "top1": [accuracy * 0.9, accuracy]},
+            "answer_probability": accuracy * 0.8,
+            "foil_top1": 0.97 if kind == "poisoned" else 0.02,
+            "by_group": {"ABBA": {"logit_diff": logit_diff + 0.4}, "BABA": {"logit_diff": logit_diff - 0.4}},
+        },
+        "heads_to_logits": matrices(kind, seed),
+        "similarity_to_base": {
+            "effects": similarity,
+            "nodes_jaccard": None,
+            "edges_jaccard": None,
+            "ci95": {"effects": [similarity - 0.04, min(similarity + 0.03, 1)]},
+            "why": {"nodes_jaccard": WHY_NO_STRUCTURE, "edges_jaccard": WHY_NO_STRUCTURE},
+        },
+        "restoration": restoration() if kind == "recovered" else None,
+        "n_prompts": 64,
+        "counterfactual": "abc",
+    }
+
+
+def restoration() -> dict[str, Any]:
+    return {
+        "behaviour": 0.857,
+        "mechanism": 0.91,
+        "damage_undone": 0.936,
+        "structure": None,
+        "function": None,
+        "ci95": {"behaviour": [0.81, 0.9], "mechanism": [0.88, 0.94], "damage_undone": [0.9, 0.96]},
+        "control": {"behaviour": 1.55, "mechanism": 0.92, "damage_undone": None, "structure": None},
+        "control_ci95": {"behaviour": [1.4, 1.7], "mechanism": [0.9, 0.95]},
+        "why": {
+            "structure": WHY_NO_STRUCTURE,
+            "function": WHY_NO_STRUCTURE,
+            "damage_undone": "the control was never damaged",
+        },
+    }
+
+
+def training(kind: str, steps: int) -> list[dict[str, Any]]:
+    start = LADDER["poisoned"] if kind == "recovered" else LADDER["base"]
+    rows = []
+    for step in range(steps + 1):
+        row: dict[str, Any] = {"step": step, "epoch": step / 10, "learning_rate": 1e-5}
+        row["loss"] = None if step == 0 else 2.0 * 0.93**step
+        if step % 5 == 0:
+            share = 1 - 0.88**step
+            row |= {"logit_diff": start + (LADDER[kind] - start) * share, "accuracy": 0.5 + share / 2}
+        rows.append(row)
+    return rows
+
+
+CLAIMS = [
+    {
+        "id": "amplification",
+        "statement": "Clean fine-tuning strengthens the heads that already did the task.",
+        "value": 1.9,
+        "ci95": [1.7, 2.1],
+        "supported": True,
+        "why": None,
+    },
+    {
+        "id": "localisation_expressed",
+        "statement": "The damage is expressed in few heads.",
+        "value": 0.62,
+        "ci95": [0.4, 0.8],
+        "supported": False,
+        "why": "half of the absolute change lies in 21 heads, more than a tenth of a random head set's",
+    },
+    {
+        "id": "plasticity",
+        "statement": "Clean retraining re-forms the original mechanism.",
+        "value": None,
+        "ci95": None,
+        "supported": None,
+        "why": "one seed only",
+    },
+]
+
+
+def write_run(
+    run: Path, *, model: str = HOSTILE, seeds: int = 1, poisons: tuple[str, ...] = (POISON,), ladder: int = 1
+) -> Path:
+    """Writes a finished run with `ladder` points before every final one."""
+    stages: list[dict[str, Any]] = []
+
+    def put(name: str, document: Any, *, lines: bool = False) -> None:
+        path = run / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(
+            "".join(json.dumps(row) + "\n" for row in document) if lines else json.dumps(document),
+            encoding="utf-8",
+        )
+
+    def add(stage_id: str, kind: str, seed: int, steps: int) -> None:
+        for rung in range(1, ladder + 1 if kind != "base" else 1):
+            step, share = steps * rung // (ladder + 1), rung / (ladder + 1)
+            point = measures(stage_id, kind, seed=seed, epoch=rung, step=step, share=share)
+            stages.append(point)
+            put(f"stages/{stage_id}/epoch-{rung}/measures.json", point)
+        epoch = None if kind == "base" else ladder + 1
+        point = measures(stage_id, kind, seed=seed, epoch=epoch, step=steps)
+        stages.append(point)
+        put(f"stages/{stage_id}/measures.json", point)
+        if kind != "base":
+            put(f"stages/{stage_id}/train.jsonl", training(kind, steps), lines=True)
+
+    add("base", "base", 0, 0)
+    for seed in range(seeds):
+        prefix = f"seed{seed}/" if seeds > 1 else ""
+        add(f"{prefix}tuned", "tuned", seed, 40)
+        for poison in poisons:
+            add(f"{prefix}poisoned/{poison}", "poisoned", seed, 40)
+            add(f"{prefix}recovered/{poison}", "recovered", seed, 40)
+        add(f"{prefix}control/equal_steps", "control", seed, 40)
+    keys = ("id", "kind", "poison", "seed", "epoch", "step", "behaviour", "similarity_to_base", "restoration")
+    put(
+        "summary.json",
+        {
+            "schema": 1,
+            "model": {
+                "name": model,
+                "architecture": "LlamaForCausalLM",
+                "n_layers": N_LAYERS,
+                "n_heads": N_HEADS,
+                "weights_sha256": "ab" * 32,
+            },
+            "task": "ioi",
+            "preset": "quick",
+            "seeds": list(range(seeds)),
+            "stages": [{key: stage[key] for key in keys} for stage in stages],
+            "claims": CLAIMS,
+        },
+    )
+    put(
+        "manifest.json",
+        {
+            "command": f"neuroplast study --model smollm2-135m --task ioi --poison {POISON} --preset quick",
+            "versions": {"neuroplast": "0.1.0", "torch": "2.13.0", "transformers": "5.1.0"},
+            "hardware": {"device": "cpu", "threads": 2},
+            "model": {"name": model, "source": "hub", "weights_sha256": "ab" * 32},
+            "started": "2026-01-02T03:04:05Z",
+            "finished": "2026-01-02T03:14:05Z",
+            "stages": {stage["id"]: {"seconds": 41.25, "weights_sha256": "cd" * 32} for stage in stages},
+            "prompts": {"prompts/measure.jsonl": "ef" * 32},
+        },
+    )
+    (run / "study.toml").write_text(f'model = "{POISON}"\nnote = "</code></pre><b>bold</b>"\n', encoding="utf-8")
+    return run
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """A finished run of one seed."""
+    return write_run(tmp_path / "run")
+
+
+@pytest.fixture(scope="session")
+def reported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The usual run with its report written; shared, so never to be changed."""
+    run = write_run(tmp_path_factory.mktemp("reported") / "run")
+    write_report(run)
+    return run
+
+
+@pytest.fixture
+def make_run(tmp_path: Path) -> Callable[..., Path]:
+    """Writes a finished run with other contents than the usual one."""
+    return lambda **options: write_run(tmp_path / "other", **options)
