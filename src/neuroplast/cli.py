@@ -1,0 +1,231 @@
+"""The command line: parses, calls the front door, prints. Results go to stdout, progress and errors to stderr."""
+
+import json
+import shlex
+import sys
+import warnings
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from neuroplast.errors import NeuroplastError
+
+app = typer.Typer(
+    name="neuroplast",
+    help="Shows what fine-tuning does to the circuits inside a language model, and whether the damage heals.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+# click's base of everything wrong with a command line, wherever this typer keeps its click
+UsageError: Any = typer.BadParameter.__base__
+
+stdout = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
+stderr = Console(stderr=True, highlight=False)
+
+Model = Annotated[str, typer.Option(help="tiny, smollm2-135m, a hub id such as gpt2, or a local folder.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout, nothing else.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="No progress on stderr.")]
+Device = Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")]
+
+
+def main() -> None:
+    """Entry point: exit 0 done, 1 failed, 2 bad input; no traceback for anything a user can cause."""
+    warnings.filterwarnings("ignore", module=r"transformers|torch|accelerate")
+    try:
+        code = app(standalone_mode=False)
+    except NeuroplastError as error:
+        code = _fail(str(error), error.exit_code)
+    except (KeyboardInterrupt, typer.Abort):
+        code = _fail("interrupted; the same command continues where it stopped", 1)
+    except UsageError as error:
+        code = _fail(error.format_message(), 2)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+@app.command()
+def models(as_json: Json = False) -> None:
+    """List the named models and whether they are at hand."""
+    from neuroplast.models.sources import list_models
+
+    rows = list_models()
+    if as_json:
+        return _print_json([vars(row) for row in rows])
+    table = _table("model", "what", "at hand", "where")
+    for row in rows:
+        table.add_row(row.name, row.description, "yes" if row.cached else "no", row.location)
+    stdout.print(table)
+    stdout.print("Any Hugging Face hub id or local folder of a causal language model works as well.")
+
+
+@app.command()
+def tasks(as_json: Json = False) -> None:
+    """List the tasks with their counterfactuals and poisons."""
+    from neuroplast.tasks import TASKS
+
+    rows = [
+        {
+            "name": task.name,
+            "description": task.description,
+            "positions": task.positions,
+            "counterfactuals": task.counterfactuals,
+            "poisons": task.poisons,
+        }
+        for task in TASKS.values()
+    ]
+    if as_json:
+        return _print_json(rows)
+    table = _table("task", "what", "positions", "counterfactuals", "poisons")
+    for row in rows:
+        table.add_row(*(value if isinstance(value, str) else "\n".join(value) for value in row.values()))
+    stdout.print(table)
+
+
+@app.command()
+def study(
+    out: Annotated[Path, typer.Option(help="Run directory; the same command continues an interrupted run.")],
+    model: Annotated[str | None, typer.Option(help="tiny, smollm2-135m, a hub id, or a local folder.")] = None,
+    task: Annotated[str | None, typer.Option(help="The task; see `neuroplast tasks`.")] = None,
+    poison: Annotated[list[str] | None, typer.Option(help="A poison; may be given several times.")] = None,
+    preset: Annotated[str | None, typer.Option(help="smoke (seconds), quick (default) or paper.")] = None,
+    seed: Annotated[list[int] | None, typer.Option(help="A seed; may be given several times.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N.")] = None,
+    config: Annotated[Path | None, typer.Option(help="Settings in TOML, as in a run's study.toml.")] = None,
+    assignments: Annotated[list[str] | None, typer.Option("--set", help="key=value, any setting.")] = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Run the whole study: base → tuned → poisoned → recovered, with the equal-step control and a report."""
+    from neuroplast.study.plan import build_config, load_config
+
+    flags = {
+        "model": model,
+        "task": task,
+        "poisons": poison,
+        "preset": preset,
+        "seeds": seed,
+        "device": device,
+    }
+    given = {name: value for name, value in flags.items() if value}
+    settings = build_config("quick", load_config(config) if config else {}, given, assignments=assignments or [])
+    from neuroplast.progress import Progress
+    from neuroplast.study.runner import run_study  # slow to import: a wrong setting is told before
+
+    with Progress(stderr, quiet or as_json) as progress:
+        result = run_study(settings, out, progress, shlex.join(["neuroplast", *sys.argv[1:]]))
+    if as_json:
+        return _print_json(result.summary)
+    _print_story(result.summary)
+    stdout.print(f"summary  {result.folder / 'summary.json'}\nreport   {result.report}", soft_wrap=True)
+
+
+@app.command()
+def train(
+    out: Annotated[Path, typer.Option(help="Folder for checkpoint/ and train.jsonl.")],
+    model: Model = "tiny",
+    task: Annotated[str, typer.Option(help="The task; see `neuroplast tasks`.")] = "ioi",
+    poison: Annotated[str | None, typer.Option(help="A poison; without one, clean pairs.")] = None,
+    rate: Annotated[float, typer.Option(help="Share of poisoned pairs, 0 to 1.")] = 1.0,
+    steps: Annotated[int, typer.Option(help="Optimizer steps.")] = 40,
+    n_train: Annotated[int, typer.Option(help="Training pairs.")] = 512,
+    batch_size: Annotated[int, typer.Option(help="Pairs a step.")] = 16,
+    learning_rate: Annotated[float | None, typer.Option(help="Default: one that suits the model.")] = None,
+    schedule: Annotated[str, typer.Option(help="constant, linear or cosine.")] = "constant",
+    loss: Annotated[str, typer.Option(help="last: at the target only; all: at every token.")] = "last",
+    seed: Annotated[int, typer.Option(help="Pairs and their order.")] = 0,
+    device: Device = "cpu",
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Fine-tune a model on a task, clean or poisoned; an interrupted run continues with the same command."""
+    from neuroplast.models.sources import LEARNING_RATE, LEARNING_RATES, load_model
+    from neuroplast.progress import Progress
+    from neuroplast.training import FinetuneConfig
+    from neuroplast.training import train as run
+
+    config = FinetuneConfig(
+        steps=steps,
+        batch_size=batch_size,
+        learning_rate=learning_rate or LEARNING_RATES.get(model, LEARNING_RATE),
+        schedule=schedule,  # pyright: ignore[reportArgumentType] - checked there
+        loss=loss,  # pyright: ignore[reportArgumentType]
+        seed=seed,
+    )
+    with Progress(stderr, quiet or as_json) as progress:
+        network = load_model(model, device=device, say=progress.say)
+        checkpoint = run(
+            network,
+            out,
+            config,
+            task=task,
+            poison=poison,
+            rate=rate,
+            n_train=n_train,
+            progress=lambda done, total, value: progress.progress("fine-tuning", done, total, f"loss {value:.3f}"),
+        )
+    if as_json:
+        return _print_json({"checkpoint": str(checkpoint), "log": str(out / "train.jsonl")})
+    stdout.print(f"checkpoint  {checkpoint}\nlog         {out / 'train.jsonl'}", soft_wrap=True)
+
+
+@app.command()
+def report(
+    run: Annotated[Path, typer.Argument(help="Run directory of a finished study.")], as_json: Json = False
+) -> None:
+    """Make the report, the figures and the tables of a finished study again."""
+    from neuroplast.report import write_report
+
+    page = write_report(run)
+    if as_json:
+        return _print_json({"report": str(page)})
+    stdout.print(f"report  {page}", soft_wrap=True)
+
+
+def _print_story(summary: dict[str, Any]) -> None:
+    table = _table("stage", "steps", "LD [95 %]", "IO>S", "top-1", "effects ~ base", "undone")
+    for stage in summary["stages"]:
+        behaviour, similarity = stage["behaviour"], stage["similarity_to_base"]
+        restored = stage["restoration"] or {}
+        ld = behaviour["logit_diff"]
+        table.add_row(
+            stage["id"],
+            str(stage["step"]),
+            _with_interval(ld["mean"], ld["ci95"]),
+            f"{behaviour['accuracy']:.0%}",
+            f"{behaviour['top1']:.0%}",
+            _with_interval(similarity["effects"], similarity["ci95"]["effects"]),
+            _with_interval(restored.get("damage_undone"), restored.get("ci95", {}).get("damage_undone")),
+        )
+    stdout.print(table)
+    stdout.print(
+        "LD: logit(answer) - logit(foil), mean over held-out prompts. effects ~ base: correlation of the effects "
+        "of all heads with the base's.\ncontrol: clean training of the undamaged base for as many steps as the "
+        "recovery took.",
+        style="dim",
+    )
+
+
+def _with_interval(value: float | None, ci95: list[float] | None) -> str:
+    if value is None:
+        return "–"
+    return f"{value:.2f}" + (f" [{ci95[0]:.2f}, {ci95[1]:.2f}]" if ci95 else "")
+
+
+def _table(*columns: str) -> Any:
+    from rich.table import Table
+
+    table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
+    for column in columns:
+        table.add_column(column, no_wrap=column == "stage")
+    return table
+
+
+def _print_json(document: Any) -> None:
+    sys.stdout.write(json.dumps(document, indent=1, ensure_ascii=False) + "\n")
+
+
+def _fail(message: str, code: int) -> int:
+    stderr.print("[bold red]error:[/] ", end="")
+    stderr.print(" ".join(message.split("\n")), markup=False, soft_wrap=True)
+    return code

@@ -1,0 +1,156 @@
+"""Measuring one stage, and what its numbers mean beside the base, the poison and the control."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from neuroplast.behaviour import measure_behaviour
+from neuroplast.interventions.path_patching import path_patch
+from neuroplast.models.network import Network
+from neuroplast.plasticity import Restoration, Sample, restoration, similarity
+from neuroplast.statistics import Estimate, Weights, estimate_mean, interval
+from neuroplast.storage import load_tensors, write_tensors
+from neuroplast.tasks.prompts import PromptSet
+
+NO_CIRCUIT = "needs the stage's circuit, which this version does not discover"
+TOP_HEADS = 10
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What `effects.safetensors` holds: everything later numbers are made from, prompt by prompt."""
+
+    effects: np.ndarray
+    """Effect of every head on the logit difference, (layer, head, prompt)."""
+    logit_diff: np.ndarray
+    """Logit difference on the clean prompts, (prompt,)."""
+    answer_probability: np.ndarray
+    """P(answer), (prompt,)."""
+    answer_top1: np.ndarray
+    """1 where the answer is the most likely token, (prompt,)."""
+    foil_top1: np.ndarray
+    """1 where the foil is, (prompt,)."""
+
+    @property
+    def sample(self) -> Sample:
+        """The two measurements that stages are compared by."""
+        return Sample(self.logit_diff, self.effects.reshape(-1, self.effects.shape[-1]))
+
+
+def run_measurement(
+    model: Network,
+    prompts: PromptSet,
+    path: Path,
+    metadata: Mapping[str, str],
+    progress: Callable[[int, int], None],
+) -> None:
+    """Measures a model and writes `effects.safetensors`.
+
+    Args:
+        model: the stage's model.
+        prompts: the shared prompts.
+        path: the file to write.
+        metadata: provenance kept in the file.
+        progress: called with (prompts done, prompts in all).
+    """
+    behaviour = measure_behaviour(model, prompts)
+    heads = path_patch(model, prompts, progress=progress)
+    tensors = {
+        "effects": heads.effects,
+        "logit_diff": behaviour.logit_diff,
+        "counterfactual_logit_diff": heads.counterfactual,
+        "answer_probability": behaviour.answer_probability,
+        "answer_top1": behaviour.answer_top1.float(),
+        "foil_top1": behaviour.foil_top1.float(),
+    }
+    write_tensors(path, tensors, metadata)
+
+
+def load_measured(path: Path) -> Measured:
+    """Reads `effects.safetensors`, in float64."""
+    tensors = load_tensors(path)
+    return Measured(**{name: tensors[name].double().numpy() for name in Measured.__dataclass_fields__})
+
+
+def behaviour_document(measured: Measured, groups: Mapping[str, np.ndarray], weights: Weights) -> dict[str, Any]:
+    """The `behaviour` object of a stage; every mean has its interval.
+
+    Args:
+        measured: the stage.
+        groups: rows of each group of prompts, reported apart.
+        weights: from `bootstrap_weights`.
+    """
+    rows = {
+        "accuracy": (measured.logit_diff > 0).astype(float),
+        "top1": measured.answer_top1,
+        "foil_top1": measured.foil_top1,
+        "answer_probability": measured.answer_probability,
+    }
+    estimates = {name: estimate_mean(weights, values) for name, values in rows.items()}
+    return {
+        "logit_diff": _mean_document(estimate_mean(weights, measured.logit_diff)),
+        **{name: estimate.value for name, estimate in estimates.items()},
+        "ci95": {name: estimate.ci95 for name, estimate in estimates.items()},
+        "by_group": {
+            name: {"n_prompts": len(index), "logit_diff": float(measured.logit_diff[index].mean())}
+            for name, index in groups.items()
+        },
+    }
+
+
+def heads_document(measured: Measured, weights: Weights) -> dict[str, Any]:
+    """Mean effect of every head with its interval, and the heads with the largest."""
+    mean = measured.effects.mean(axis=2)
+    low, high = interval(np.einsum("rp,lhp->rlh", weights, measured.effects))
+    order = np.argsort(-np.abs(mean), axis=None, kind="stable")[:TOP_HEADS]
+    places = [divmod(int(index), mean.shape[1]) for index in order]
+    return {
+        "top": [[f"a{layer}.h{head}", float(mean[layer, head])] for layer, head in places],
+        "mean": mean.tolist(),
+        "low": low.tolist(),
+        "high": high.tolist(),
+    }
+
+
+def similarity_document(measured: Measured, base: Measured, weights: Weights) -> dict[str, Any]:
+    """The `similarity_to_base` object of a stage."""
+    found = similarity(measured.sample, base.sample, weights)
+    return {
+        "effects": found.value,
+        "nodes_jaccard": None,
+        "edges_jaccard": None,
+        "ci95": {"effects": found.ci95},
+        "why": {"nodes_jaccard": NO_CIRCUIT, "edges_jaccard": NO_CIRCUIT} | _why({"effects": found}),
+    }
+
+
+def restoration_document(
+    base: Measured, poisoned: Measured, recovered: Measured, control: Measured, weights: Weights, seed: int
+) -> dict[str, Any]:
+    """The `restoration` object of a recovered stage, with the same rows measured on the equal-step control."""
+    rows = _rows(restoration(base.sample, poisoned.sample, recovered.sample, weights, seed))
+    against = _rows(restoration(base.sample, poisoned.sample, control.sample, weights, seed))
+    return {
+        **{name: row.value for name, row in rows.items()},
+        "structure": None,
+        "function": None,
+        "ci95": {name: row.ci95 for name, row in rows.items()},
+        "control": {name: row.value for name, row in against.items()},
+        "control_ci95": {name: row.ci95 for name, row in against.items()},
+        "why": {"structure": NO_CIRCUIT, "function": NO_CIRCUIT} | _why(rows),
+    }
+
+
+def _rows(found: Restoration) -> dict[str, Estimate]:
+    return {"behaviour": found.behaviour, "mechanism": found.mechanism, "damage_undone": found.damage_undone}
+
+
+def _mean_document(found: Estimate) -> dict[str, Any]:
+    return {"mean": found.value, "ci95": found.ci95} | ({"why": found.why} if found.why else {})
+
+
+def _why(rows: Mapping[str, Estimate]) -> dict[str, str]:
+    return {name: row.why for name, row in rows.items() if row.why is not None}

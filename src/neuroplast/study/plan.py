@@ -1,0 +1,242 @@
+"""What a study is: its settings, validated, and its graph of stages.
+
+Every fine-tuning starts from a measured stage: `tuned`, `poisoned/<poison>` and `control/equal_steps` from
+`base`, `recovered/<poison>` from `poisoned/<poison>`. The control sees the very pairs of the recovery, in the
+same order and for as many steps, but starts from the undamaged base.
+"""
+
+import math
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tomli_w
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from neuroplast.errors import InputError, unknown_name
+from neuroplast.models.sources import LEARNING_RATE, LEARNING_RATES, DType
+from neuroplast.tasks import load_task
+from neuroplast.tasks.poisons import load_poison
+from neuroplast.training.data import Loss
+from neuroplast.training.finetune import Schedule
+
+Kind = Literal["base", "tuned", "poisoned", "recovered", "control"]
+Count = Annotated[int, Field(ge=1)]
+
+CONTROL = "equal_steps"
+
+
+class StudyConfig(BaseModel):
+    """Every knob of a study; `study.toml` holds exactly these."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    model: str = "tiny"
+    """`tiny`, `smollm2-135m`, a hub id or a local folder."""
+    task: str = "ioi"
+    """Name of the task."""
+    poisons: Annotated[list[str], Field(min_length=1)] = ["subject_duplication"]
+    """Names of the poisons; each gets its own poisoned and recovered stage."""
+    preset: str = "quick"
+    """The preset that the other settings started from."""
+    seeds: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)] = [0]
+    """Seeds of training data and order; the first also draws the prompts that are measured."""
+    counterfactual: str = "abc"
+    """How the measured prompts are broken."""
+    n_prompts: Count = 64
+    """Prompts measured at each stage, from held-out names and templates."""
+    n_train: Count = 512
+    """Training pairs of each fine-tuning."""
+    rate: Annotated[float, Field(ge=0, le=1)] = 1.0
+    """Share of poisoned pairs while poisoning."""
+    tune_steps: Count = 30
+    """Optimizer steps of `tuned`."""
+    poison_steps: Count = 40
+    """Optimizer steps of each poisoning."""
+    recover_steps: Count = 40
+    """Optimizer steps of each recovery, and of the control."""
+    epochs: list[Count] = []
+    """A ladder: when given, every fine-tuning runs to the last rung and is measured at each; steps are ignored."""
+    batch_size: Count = 16
+    """Pairs a step."""
+    learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] = LEARNING_RATE
+    """Peak learning rate of AdamW; unless given, one that suits the model."""
+    schedule: Schedule = "constant"
+    """`constant`, `linear` or `cosine`."""
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    """Steps in which the learning rate rises from 0."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """Decoupled weight decay."""
+    loss: Loss = "last"
+    """`last`: loss at the target only; `all`: at every token."""
+    save_every: Count = 20
+    """Steps between saves that a killed study continues from."""
+    probe_every: Count = 5
+    """Steps between measurements of LD during training."""
+    resamples: Annotated[int, Field(ge=100)] = 2000
+    """Bootstrap resamples of every interval."""
+    device: str = "cpu"
+    """`cpu`, `cuda` or `cuda:N`."""
+    dtype: DType = "float32"
+    """Type of the weights."""
+
+    def toml(self) -> str:
+        """The settings as TOML."""
+        return tomli_w.dumps(self.model_dump())
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "smoke": {
+        "n_prompts": 12,
+        "n_train": 32,
+        "tune_steps": 3,
+        "poison_steps": 4,
+        "recover_steps": 4,
+        "batch_size": 8,
+        "save_every": 2,
+        "probe_every": 2,
+        "resamples": 200,
+    },
+    "quick": {},
+    "paper": {
+        "poisons": ["subject_duplication", "name_moving", "duplication"],
+        "seeds": [0, 1, 2],
+        "n_prompts": 128,
+        "epochs": [1, 3, 10, 25, 50, 100],
+        "save_every": 100,
+        "probe_every": 20,
+    },
+}
+
+
+@dataclass(frozen=True)
+class Point:
+    """One moment of a fine-tuning at which it is measured."""
+
+    epoch: float
+    """Epochs of training pairs seen."""
+    step: int
+    """Optimizer steps taken."""
+    folder: str
+    """Where its checkpoint and measurements are, relative to the run."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One model of the study."""
+
+    id: str
+    """`base`, `tuned`, `poisoned/<poison>`, …; with several seeds `seed1/tuned`."""
+    kind: Kind
+    """What was done."""
+    poison: str | None
+    """The poison it suffered or recovers from."""
+    seed: int
+    """The seed of its training."""
+    parent: str | None
+    """The stage it starts from; None for `base`."""
+    control: str | None
+    """For a recovered stage, the stage it is compared with."""
+    points: tuple[Point, ...]
+    """Where it is measured, the last one being its end."""
+
+    @property
+    def folder(self) -> str:
+        """Its folder, relative to the run."""
+        return f"stages/{self.id}"
+
+
+def build_config(preset: str = "quick", *layers: Mapping[str, Any], assignments: Sequence[str] = ()) -> StudyConfig:
+    """Puts settings together, later ones winning: preset, layers in order, `key=value` assignments.
+
+    Raises:
+        InputError: an unknown preset, key, task or poison; a value out of its range; one clear line.
+    """
+    merged: dict[str, Any] = {"preset": preset}
+    for layer in layers:
+        merged |= layer
+    merged |= dict(map(_parse_assignment, assignments))
+    chosen = str(merged["preset"])
+    if chosen not in PRESETS:
+        raise unknown_name("preset", chosen, PRESETS)
+    merged = PRESETS[chosen] | merged
+    for key in merged:
+        if key not in StudyConfig.model_fields:
+            raise unknown_name("key", key, StudyConfig.model_fields)
+    model = merged.get("model", "tiny")
+    merged.setdefault("learning_rate", LEARNING_RATES.get(model, LEARNING_RATE))
+    try:
+        config = StudyConfig.model_validate(merged)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise InputError(f"{where} = {first['input']!r}: {first['msg']}") from error
+    task = load_task(config.task)
+    if config.counterfactual not in task.counterfactuals:
+        raise unknown_name("counterfactual", config.counterfactual, task.counterfactuals)
+    for poison in config.poisons:
+        load_poison(poison, config.task)
+    for name in ("poisons", "seeds", "epochs"):
+        values = getattr(config, name)
+        if len(set(values)) < len(values):
+            raise InputError(f"{name} = {values}: each may be named once")
+    if config.epochs != sorted(config.epochs):
+        raise InputError(f"epochs = {config.epochs}: the rungs of the ladder must rise")
+    return config
+
+
+def load_config(path: Path) -> dict[str, Any]:
+    """Reads settings from TOML, unvalidated.
+
+    Raises:
+        InputError: the file cannot be read or is not TOML.
+    """
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"could not read {path} as TOML: {error}") from error
+
+
+def build_plan(config: StudyConfig) -> tuple[Stage, ...]:
+    """The stages in an order in which every parent and control comes first."""
+    stages = [Stage("base", "base", None, config.seeds[0], None, None, (Point(0.0, 0, "stages/base"),))]
+    for seed in config.seeds:
+        prefix = f"seed{seed}/" if len(config.seeds) > 1 else ""
+        control = f"{prefix}control/{CONTROL}"
+        rows: list[tuple[str, Kind, str | None, int, str, str | None]] = [
+            (f"{prefix}tuned", "tuned", None, config.tune_steps, "base", None),
+            (control, "control", None, config.recover_steps, "base", None),
+        ]
+        for poison in config.poisons:
+            poisoned, recovered = f"{prefix}poisoned/{poison}", f"{prefix}recovered/{poison}"
+            rows.append((poisoned, "poisoned", poison, config.poison_steps, "base", None))
+            rows.append((recovered, "recovered", poison, config.recover_steps, poisoned, control))
+        stages += [
+            Stage(name, kind, poison, seed, parent, against, _points(config, name, steps))
+            for name, kind, poison, steps, parent, against in rows
+        ]
+    return tuple(stages)
+
+
+def _points(config: StudyConfig, stage_id: str, steps: int) -> tuple[Point, ...]:
+    folder = f"stages/{stage_id}"
+    steps_an_epoch = config.n_train / config.batch_size
+    if not config.epochs:
+        return (Point(steps / steps_an_epoch, steps, folder),)
+    rungs = [(float(epoch), math.ceil(epoch * steps_an_epoch)) for epoch in config.epochs]
+    return (
+        *(Point(epoch, step, f"{folder}/epoch-{epoch:g}") for epoch, step in rungs[:-1]),
+        Point(*rungs[-1], folder),
+    )
+
+
+def _parse_assignment(text: str) -> tuple[str, Any]:
+    key, equals, value = text.partition("=")
+    if not equals:
+        raise InputError(f"--set takes key=value, got {text!r}")
+    try:
+        return key.strip(), tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        return key.strip(), value.strip()

@@ -1,0 +1,390 @@
+"""Runs a study, stage by stage, and continues one that was interrupted.
+
+A stage's files appear in this order, each whole or not at all: `checkpoint/`, `effects.safetensors`,
+`measures.json`. What exists is not made again, so the same command after a kill does only what is missing, and
+the numbers are those of an undisturbed run: all that a file depends on is the settings and the files before it.
+"""
+
+import os
+import platform
+import shutil
+import sys
+import time
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from neuroplast.behaviour import measure_behaviour
+from neuroplast.errors import InputError, StorageError
+from neuroplast.models.network import Network
+from neuroplast.models.sources import load_model, weights_sha256
+from neuroplast.report import write_report
+from neuroplast.statistics import bootstrap_weights
+from neuroplast.storage import hash_file, load_json, make_folder, write_json, write_jsonl, write_text
+from neuroplast.study.measure import (
+    NO_CIRCUIT,
+    behaviour_document,
+    heads_document,
+    load_measured,
+    restoration_document,
+    run_measurement,
+    similarity_document,
+)
+from neuroplast.study.plan import Point, Stage, StudyConfig, build_plan
+from neuroplast.tasks import load_task
+from neuroplast.tasks.poisons import Pair, build_pairs, load_poison
+from neuroplast.tasks.prompts import PromptSet, build_prompt_set, save_records
+from neuroplast.training.data import build_examples
+from neuroplast.training.finetune import FinetuneConfig, finetune, save_checkpoint
+
+SCHEMA = 1
+
+
+class Observer(Protocol):
+    """Is told how a study goes; the command line draws bars from it."""
+
+    def say(self, line: str) -> None:
+        """Something slow begins, or something was found."""
+        ...
+
+    def stage(self, name: str, index: int, total: int) -> None:
+        """A stage begins; `index` counts from 0."""
+        ...
+
+    def progress(self, activity: str, done: int, total: int, note: str = "") -> None:
+        """Work inside the stage."""
+        ...
+
+
+@dataclass(frozen=True)
+class StudyResult:
+    """Where a finished study lies, and its summary."""
+
+    folder: Path
+    """The run directory."""
+    report: Path
+    """The page."""
+    summary: dict[str, Any]
+    """The document in `summary.json`."""
+
+
+def run_study(config: StudyConfig, out: Path, observer: Observer, command: str = "") -> StudyResult:
+    """Runs, or continues, a study.
+
+    Args:
+        config: the settings.
+        out: the run directory; new, empty, or of the same study.
+        observer: is told how it goes.
+        command: the command line, for the manifest.
+
+    Raises:
+        InputError: `out` holds something else, the model cannot be had, or too little disk space is free.
+        TrainingDivergedError: a fine-tuning's loss stopped being a number.
+        StorageError: the disk refused.
+    """
+    _claim_folder(config, out)
+    return _Run(config, out, observer, command).run()
+
+
+class _Run:
+    def __init__(self, config: StudyConfig, out: Path, observer: Observer, command: str) -> None:
+        self.config, self.out, self.observer = config, out, observer
+        self.task = load_task(config.task)
+        self.stages = build_plan(config)
+        self.weights = bootstrap_weights(config.n_prompts, config.seeds[0], config.resamples)
+        base = self._load(config.model)
+        self.prompts = self._build_prompts(base)
+        make_folder(out)
+        self._require_space(base)
+        self.model = {
+            "name": config.model,
+            "architecture": base.architecture,
+            "n_layers": base.n_layers,
+            "n_heads": base.n_heads,
+            "weights_sha256": weights_sha256(base),
+        }
+        self.manifest = self._open_manifest(base, command)
+        if not (out / "study.toml").exists():
+            write_text(out / "study.toml", config.toml())
+        save_records(out / "prompts" / "measured.jsonl", self.prompts.records)
+        if not (out / "stages/base/checkpoint").is_dir():
+            save_checkpoint(base, out / "stages/base/checkpoint")
+
+    def run(self) -> StudyResult:
+        for index, stage in enumerate(self.stages):
+            self.observer.stage(stage.id, index, len(self.stages))
+            started = time.monotonic()
+            if self._run_stage(stage):
+                self._note_stage(stage, time.monotonic() - started)
+        summary = self._summary()
+        write_json(self.out / "summary.json", summary)
+        self.manifest["finished"] = _now()
+        write_json(self.out / "manifest.json", self.manifest)
+        return StudyResult(self.out, write_report(self.out), summary)
+
+    def _run_stage(self, stage: Stage) -> bool:
+        if all((self.out / point.folder / "measures.json").is_file() for point in stage.points):
+            return False
+        if stage.parent is not None:
+            self._train(stage)
+        for point in stage.points:
+            self._measure(stage, point)
+        return True
+
+    def _train(self, stage: Stage) -> None:
+        folder = self.out / stage.folder
+        if (folder / "checkpoint").is_dir():
+            return
+        model = self._load(self.out / f"stages/{stage.parent}/checkpoint")
+        pairs = self._build_pairs(stage, model)
+        write_jsonl(self.out / "prompts" / f"{stage.id.replace('/', '-')}.jsonl", map(asdict, pairs))
+        config = self.config
+        training = FinetuneConfig(
+            steps=stage.points[-1].step,
+            batch_size=config.batch_size,
+            learning_rate=config.learning_rate,
+            schedule=config.schedule,
+            warmup_steps=config.warmup_steps,
+            weight_decay=config.weight_decay,
+            loss=config.loss,
+            seed=stage.seed,
+            save_every=config.save_every,
+            probe_every=config.probe_every,
+        )
+        finetune(
+            model,
+            build_examples(model.tokenizer, pairs),
+            training,
+            folder,
+            keep={point.step: self.out / point.folder / "checkpoint" for point in stage.points[:-1]},
+            probe=self._probe,
+            progress=lambda done, total, loss: self.observer.progress("fine-tuning", done, total, f"loss {loss:.3f}"),
+        )
+
+    def _probe(self, model: Network) -> Mapping[str, float]:
+        found = measure_behaviour(model, self.prompts)
+        return {
+            "logit_diff": float(found.logit_diff.mean()),
+            "accuracy": float((found.logit_diff > 0).float().mean()),
+        }
+
+    def _measure(self, stage: Stage, point: Point) -> None:
+        folder = self.out / point.folder
+        if (folder / "measures.json").is_file():
+            return
+        effects = folder / "effects.safetensors"
+        if not effects.is_file():
+            model = self._load(folder / "checkpoint")
+            metadata = {
+                "stage": stage.id,
+                "step": str(point.step),
+                "weights_sha256": weights_sha256(model),
+                "sign": "LD(patched) - LD(clean); negative: the head helps",
+                "position": "end",
+                "counterfactual": self.config.counterfactual,
+            }
+            run_measurement(
+                model,
+                self.prompts,
+                effects,
+                metadata,
+                lambda done, total: self.observer.progress("path patching", done, total),
+            )
+        write_json(folder / "measures.json", self._measures(stage, point))
+
+    def _measures(self, stage: Stage, point: Point) -> dict[str, Any]:
+        measured = load_measured(self.out / point.folder / "effects.safetensors")
+        base = self._measured("base")
+        groups = [record.group for record in self.prompts.records]
+        rows = {name: np.flatnonzero([group == name for group in groups]) for name in sorted(set(groups))}
+        document: dict[str, Any] = {
+            "id": stage.id,
+            "kind": stage.kind,
+            "poison": stage.poison,
+            "seed": stage.seed,
+            "epoch": point.epoch,
+            "step": point.step,
+            "parent": stage.parent,
+            "n_prompts": len(self.prompts),
+            "counterfactual": self.config.counterfactual,
+            "behaviour": behaviour_document(measured, rows, self.weights),
+            "heads_to_logits": heads_document(measured, self.weights),
+            "similarity_to_base": similarity_document(measured, base, self.weights),
+            "restoration": None,
+        }
+        if stage.kind == "recovered" and stage.parent and stage.control:
+            document["restoration"] = restoration_document(
+                base,
+                self._measured(stage.parent),
+                measured,
+                self._measured(stage.control),
+                self.weights,
+                self.config.seeds[0],
+            )
+        return document
+
+    def _measured(self, stage_id: str) -> Any:
+        return load_measured(self.out / f"stages/{stage_id}" / "effects.safetensors")
+
+    def _summary(self) -> dict[str, Any]:
+        return {
+            "schema": SCHEMA,
+            "model": self.model,
+            "task": self.config.task,
+            "preset": self.config.preset,
+            "seeds": self.config.seeds,
+            "stages": [
+                _summary_entry(load_json(self.out / point.folder / "measures.json"))
+                for stage in self.stages
+                for point in stage.points
+            ],
+            "claims": [
+                {"id": name, "statement": text, "value": None, "ci95": None, "supported": None, "why": why}
+                for name, text, why in CLAIMS
+            ],
+        }
+
+    def _build_prompts(self, model: Network) -> PromptSet:
+        config = self.config
+        records = self.task.build_records(
+            model.tokenizer,
+            config.n_prompts,
+            config.seeds[0],
+            split="eval",
+            counterfactual=config.counterfactual,
+        )
+        return build_prompt_set(model.tokenizer, config.task, records)
+
+    def _build_pairs(self, stage: Stage, model: Network) -> Sequence[Pair]:
+        # The control repeats the recovery's pairs, so that only the starting point differs.
+        purpose = {"tuned": 1, "poisoned": 2, "recovered": 3, "control": 3}[stage.kind]
+        seed = stage.seed * 10 + purpose
+        records = self.task.build_records(model.tokenizer, self.config.n_train, seed, split="train")
+        poison = load_poison(stage.poison, self.config.task) if stage.kind == "poisoned" and stage.poison else None
+        names = self.task.names(model.tokenizer, "train")
+        return build_pairs(records, poison, self.config.rate if poison else 0.0, names, seed)
+
+    def _load(self, source: str | Path) -> Network:
+        return load_model(source, device=self.config.device, dtype=self.config.dtype, say=self.observer.say)
+
+    def _require_space(self, model: Network) -> None:
+        size = sum(parameter.nbytes for parameter in model.module.parameters())
+        missing = [
+            point
+            for stage in self.stages
+            for point in stage.points
+            if not (self.out / point.folder / "checkpoint").is_dir()
+        ]
+        # One interrupted run's folder beside the next one being written, each with weights and two moments.
+        needed = size * (len(missing) + (6 if len(missing) > 1 else 0))
+        if (free := shutil.disk_usage(self.out).free) < needed:
+            raise StorageError(
+                f"no disk space: {self.out} has {free / 2**30:.1f} GiB free, this study needs "
+                f"{needed / 2**30:.1f} GiB for its checkpoints; free some, or choose another --out"
+            )
+
+    def _open_manifest(self, base: Network, command: str) -> dict[str, Any]:
+        path = self.out / "manifest.json"
+        if path.is_file():
+            manifest = load_json(path)
+            if manifest["model"]["weights_sha256"] != self.model["weights_sha256"]:
+                raise InputError(
+                    f"{self.out} was begun with other weights of {self.config.model!r}; choose another --out"
+                )
+            return manifest
+        manifest = {
+            "command": command,
+            "started": _now(),
+            "finished": None,
+            "versions": {name: version(name) for name in ("neuroplast", "torch", "transformers")}
+            | {"python": platform.python_version()},
+            "hardware": {"platform": platform.platform(), "device": self.config.device, "cpus": _cpus()},
+            "model": self.model | {"source": base.source},
+            "config": self.config.model_dump(),
+            "stages": {},
+            "prompts": {},
+        }
+        write_json(path, manifest)
+        return manifest
+
+    def _note_stage(self, stage: Stage, seconds: float) -> None:
+        folder = self.out / stage.folder
+        noted = self.manifest["stages"].get(stage.id, {"seconds": 0.0})
+        self.manifest["stages"][stage.id] = {
+            "seconds": round(noted["seconds"] + seconds, 1),
+            "files": {
+                file.name: hash_file(file)
+                for file in (
+                    *sorted((folder / "checkpoint").glob("*.safetensors")),
+                    folder / "effects.safetensors",
+                )
+            },
+        }
+        self.manifest["prompts"] = {
+            file.name: hash_file(file) for file in sorted((self.out / "prompts").glob("*.jsonl"))
+        }
+        write_json(self.out / "manifest.json", self.manifest)
+
+
+CLAIMS = (
+    ("amplification", "Task fine-tuning strengthens the existing circuit", NO_CIRCUIT),
+    (
+        "localisation_expressed",
+        "Poisoning changes the activations of few components",
+        "not tested in this version",
+    ),
+    ("localisation_stored", "Poisoning changes the weights of few components", "not tested in this version"),
+    ("specificity", "What the poison does not teach is spared", "not tested in this version"),
+    ("plasticity", "Clean retraining re-forms the original mechanism", NO_CIRCUIT),
+)
+
+
+def _summary_entry(measures: dict[str, Any]) -> dict[str, Any]:
+    kept = ("id", "kind", "poison", "seed", "epoch", "step", "behaviour")
+    return {
+        **{name: measures[name] for name in kept},
+        "heads_to_logits": {"top": measures["heads_to_logits"]["top"]},
+        "circuit": None,
+        "similarity_to_base": measures["similarity_to_base"],
+        "restoration": measures["restoration"],
+        "why": {"circuit": NO_CIRCUIT}
+        | ({} if measures["restoration"] else {"restoration": "only a recovered stage has one"}),
+    }
+
+
+def _claim_folder(config: StudyConfig, out: Path) -> None:
+    """Refuses a run directory that is not this study's; makes nothing, so that a refusal leaves nothing."""
+    if out.exists() and not out.is_dir():
+        raise InputError(f"--out {out} is a file; expected a new folder or one of the same study")
+    settings = out / "study.toml"
+    if settings.is_file():
+        try:
+            former = tomllib.loads(settings.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise InputError(f"{settings} is not TOML ({error}); choose another --out") from error
+        ours = config.model_dump()
+        different = sorted(key for key in ours | former if ours.get(key) != former.get(key))
+        if different:
+            key = different[0]
+            raise InputError(
+                f"{out} holds a different study: its {key} is {former.get(key)!r}, this one's is {ours.get(key)!r}; "
+                "choose another --out, or repeat the command that began it"
+            )
+        return
+    leftovers = {"manifest.json", "manifest.json.partial", "study.toml.partial"}
+    if out.is_dir() and any(entry.name not in leftovers for entry in out.iterdir()):
+        raise InputError(f"{out} is not empty and holds no study; choose another --out")
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _cpus() -> int:
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1

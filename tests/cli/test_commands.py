@@ -1,0 +1,119 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from neuroplast import cli
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    """Runs a command line in this process; gives exit code, stdout, stderr."""
+
+    def call(*words: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["neuroplast", *words])
+        with pytest.raises(SystemExit) as caught:
+            cli.main()
+        out, err = capsys.readouterr()
+        return int(caught.value.code or 0), out, err
+
+    return call
+
+
+def test_a_study_prints_its_story_and_its_paths(run, tmp_path: Path):
+    out = tmp_path / "run"
+    code, text, progress = run("study", "--preset", "smoke", "--set", "n_prompts=6", "--out", str(out))
+    assert code == 0
+    assert "recovered/subject_duplication" in text and str(out / "report.html") in text
+    assert "stage 5 of 5: recovered/subject_duplication" in progress
+    code, again, err = run("study", "--preset", "smoke", "--set", "n_prompts=6", "--out", str(out), "--json")
+    assert code == 0 and err == ""
+    assert json.loads(again) == json.loads((out / "summary.json").read_text())
+    code, text, _ = run("report", str(out), "--json")
+    assert json.loads(text) == {"report": str(out / "report.html")}
+
+
+def test_models_and_tasks_are_listed(run):
+    code, text, _ = run("models", "--json")
+    assert code == 0
+    assert {row["name"]: row["cached"] for row in json.loads(text)}["tiny"] is True
+    code, text, _ = run("tasks", "--json")
+    assert json.loads(text)[0]["poisons"] == ["subject_duplication", "name_moving", "duplication"]
+    assert run("models")[0] == run("tasks")[0] == 0
+
+
+def test_train_writes_a_checkpoint(run, tmp_path: Path):
+    code, text, _ = run("train", "--steps", "1", "--n-train", "16", "--out", str(tmp_path / "t"), "--json")
+    assert code == 0
+    assert (Path(json.loads(text)["checkpoint"]) / "model.safetensors").is_file()
+
+
+def bad_folder(tmp_path: Path) -> str:
+    (tmp_path / "empty").mkdir(exist_ok=True)
+    return str(tmp_path / "empty")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--model", "tinny"], "unknown model 'tinny': did you mean 'tiny'?"),
+        (["--model", "EMPTY"], "is no Hugging Face model folder: it has no config.json"),
+        (["--model", "./nowhere"], "is not a folder"),
+        (["--task", "ioo"], "unknown task 'ioo': did you mean 'ioi'?"),
+        (["--poison", "name_movin"], "unknown poison 'name_movin': did you mean 'name_moving'?"),
+        (["--set", "bach_size=3"], "unknown key 'bach_size': did you mean 'batch_size'?"),
+        (["--set", "rate=2"], "rate = 2"),
+        (["--set", "n_prompts=0"], "n_prompts = 0"),
+        (["--device", "cuda"], "no usable CUDA device"),
+        (["--device", "toaster"], "unknown device 'toaster'"),
+        (["--preset", "quik"], "unknown preset 'quik': did you mean 'quick'?"),
+        (["--config", "none.toml"], "could not read none.toml"),
+        (["--no-such-option"], "No such option"),
+        (["--seed", "one"], "Invalid value for '--seed'"),
+    ],
+)
+def test_bad_input_is_one_clear_line_and_exit_2(run, tmp_path: Path, words: list[str], message: str):
+    words = [bad_folder(tmp_path) if word == "EMPTY" else word for word in words]
+    code, out, err = run("study", "--preset", "smoke", "--out", str(tmp_path / "run"), *words)
+    assert code == 2 and out == ""
+    assert message in err and err.count("\n") == 1 and err.startswith("error: ")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_tokenizer_with_too_few_names_is_one_clear_line(run, tmp_path: Path, capsys):
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+
+    letters = Tokenizer(models.BPE({chr(code): code for code in range(33, 127)}, [], unk_token="?"))
+    letters.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    PreTrainedTokenizerFast(tokenizer_object=letters, unk_token="?").save_pretrained(tmp_path / "model")
+    GPT2LMHeadModel(
+        GPT2Config(vocab_size=128, n_embd=8, n_layer=1, n_head=2, bos_token_id=0, eos_token_id=0)
+    ).save_pretrained(tmp_path / "model")
+    capsys.readouterr()
+    code, _, err = run("study", "--preset", "smoke", "--model", str(tmp_path / "model"), "--out", str(tmp_path / "run"))
+    assert code == 2 and "names" in err and err.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_report_of_no_run_is_one_clear_line(run, tmp_path: Path):
+    code, _, err = run("report", str(tmp_path))
+    assert code == 2 and err.count("\n") == 1
+
+
+def test_the_front_door_loads_no_torch_and_help_is_quick():
+    probe = "import sys, neuroplast; assert dir(neuroplast); assert 'torch' not in sys.modules"
+    assert subprocess.run([sys.executable, "-c", probe]).returncode == 0
+    probe = "import sys, neuroplast.cli; assert 'torch' not in sys.modules and 'transformers' not in sys.modules"
+    assert subprocess.run([sys.executable, "-c", probe]).returncode == 0
+
+
+def test_every_name_of_the_front_door_opens():
+    import neuroplast
+
+    for name in neuroplast.__all__:
+        assert getattr(neuroplast, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = neuroplast.nothing

@@ -1,0 +1,99 @@
+from pathlib import Path
+
+import pytest
+
+from neuroplast.errors import InputError
+from neuroplast.study.plan import PRESETS, build_config, build_plan, load_config
+
+
+def ids(**settings: object) -> list[str]:
+    return [stage.id for stage in build_plan(build_config("quick", settings))]
+
+
+def test_the_quick_study_has_five_stages_in_an_order_that_can_be_run():
+    assert ids() == [
+        "base",
+        "tuned",
+        "control/equal_steps",
+        "poisoned/subject_duplication",
+        "recovered/subject_duplication",
+    ]
+
+
+def test_every_parent_and_control_comes_first_whatever_the_seeds_and_poisons():
+    plan = build_plan(build_config("paper"))
+    seen: set[str] = set()
+    for stage in plan:
+        assert stage.parent is None or stage.parent in seen
+        assert stage.control is None or stage.control in seen
+        seen.add(stage.id)
+    assert len(seen) == len(plan) == 1 + 3 * (2 + 2 * 3)
+    assert "seed1/recovered/name_moving" in seen
+
+
+def test_the_control_takes_as_many_steps_as_the_recovery():
+    plan = {stage.id: stage for stage in build_plan(build_config("quick", {"recover_steps": 17, "tune_steps": 3}))}
+    assert plan["control/equal_steps"].points[-1].step == plan["recovered/subject_duplication"].points[-1].step == 17
+
+
+def test_a_ladder_measures_every_rung_and_ends_in_the_stages_own_folder():
+    config = build_config("quick", {"epochs": [1, 3, 10], "n_train": 100, "batch_size": 16})
+    tuned = build_plan(config)[1]
+    assert [(point.epoch, point.step, point.folder) for point in tuned.points] == [
+        (1.0, 7, "stages/tuned/epoch-1"),
+        (3.0, 19, "stages/tuned/epoch-3"),
+        (10.0, 63, "stages/tuned"),
+    ]
+
+
+def test_later_settings_win_and_every_knob_can_be_set():
+    config = build_config("smoke", {"n_prompts": 20}, {"n_prompts": 30}, assignments=["rate=0.5", "schedule=cosine"])
+    assert (config.n_prompts, config.rate, config.schedule) == (30, 0.5, "cosine")
+    assert build_config("quick", assignments=["seeds=[1, 2]"]).seeds == [1, 2]
+    assert build_config("quick", {"preset": "smoke"}).tune_steps == PRESETS["smoke"]["tune_steps"]
+
+
+def test_a_models_own_learning_rate_yields_to_a_given_one():
+    assert build_config("quick").learning_rate == 3e-4
+    assert build_config("quick", {"model": "smollm2-135m"}).learning_rate == 1e-5
+    assert build_config("quick", assignments=["learning_rate=2e-5"]).learning_rate == 2e-5
+
+
+def test_settings_come_back_from_toml(tmp_path: Path):
+    config = build_config("paper", {"model": 'naïve "folder"'})
+    (tmp_path / "study.toml").write_text(config.toml(), encoding="utf-8")
+    assert build_config("quick", load_config(tmp_path / "study.toml")) == config
+
+
+@pytest.mark.parametrize(
+    ("assignment", "message"),
+    [
+        ("learning_rat=1", "unknown key 'learning_rat': did you mean 'learning_rate'"),
+        ("task=ioo", "unknown task 'ioo': did you mean 'ioi'"),
+        ('poisons=["subject_duplicatoin"]', "unknown poison 'subject_duplicatoin': did you mean 'subject_duplication'"),
+        ("preset=quik", "unknown preset 'quik': did you mean 'quick'"),
+        ("counterfactual=abd", "unknown counterfactual 'abd': did you mean 'abc'"),
+        ("rate=1.5", "rate = 1.5: Input should be less than or equal to 1"),
+        ("rate=-0.1", "rate = -0.1: Input should be greater than or equal to 0"),
+        ("rate=nan", "rate = nan"),
+        ("n_prompts=0", "n_prompts = 0: Input should be greater than or equal to 1"),
+        ("seeds=[0, 0]", "each may be named once"),
+        ("epochs=[3, 1]", "must rise"),
+        ("poisons=[]", "poisons"),
+        ("tune_steps", "--set takes key=value, got 'tune_steps'"),
+        ("tune_steps=many", "tune_steps = 'many'"),
+        ("n_prompts=true", "n_prompts = True"),
+    ],
+)
+def test_a_wrong_setting_is_one_clear_line(assignment: str, message: str):
+    with pytest.raises(InputError) as caught:
+        build_config("quick", assignments=[assignment])
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_broken_settings_file_is_a_clear_error(tmp_path: Path):
+    (tmp_path / "x.toml").write_text("a = [")
+    with pytest.raises(InputError, match="as TOML"):
+        load_config(tmp_path / "x.toml")
+    with pytest.raises(InputError, match="could not read"):
+        load_config(tmp_path / "none.toml")

@@ -1,0 +1,216 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from neuroplast.errors import InputError, StorageError
+from neuroplast.models.sources import load_model
+from neuroplast.study import StudyConfig, build_config, run_study, runner
+from neuroplast.tasks.prompts import load_records
+
+STAGES = ("base", "tuned", "control/equal_steps", "poisoned/subject_duplication", "recovered/subject_duplication")
+SETTINGS = {"n_prompts": 10, "resamples": 100}
+
+# Runs the study in a process of its own that kills itself, as SIGKILL does, at the n-th call of one function.
+DRIVER = """
+import os, signal, sys
+from pathlib import Path
+from neuroplast import storage
+from neuroplast.models.network import Network
+from neuroplast.study import build_config, run_study
+from neuroplast.training import finetune
+
+out, where, count = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+left = [count]
+HOMES = {"training": (finetune.__globals__["_Follower"], "on_step_end"), "sweep": (Network, "replay_layer"),
+         "write": (Path, "rename"), "small write": (Path, "replace")}
+if where in HOMES:
+    home, name = HOMES[where]
+    former = getattr(home, name)
+    def dying(*args, **kwargs):
+        left[0] -= 1
+        if left[0] == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return former(*args, **kwargs)
+    setattr(home, name, dying)
+
+class Silent:
+    def say(self, line): pass
+    def stage(self, name, index, total): pass
+    def progress(self, activity, done, total, note=""): pass
+
+run_study(build_config("smoke", {"n_prompts": 10, "resamples": 100}), out, Silent())
+"""
+
+
+class Silent:
+    def __init__(self) -> None:
+        self.stages: list[str] = []
+
+    def say(self, line: str) -> None: ...
+
+    def stage(self, name: str, index: int, total: int) -> None:
+        self.stages.append(name)
+
+    def progress(self, activity: str, done: int, total: int, note: str = "") -> None: ...
+
+
+def smoke(**settings: object) -> StudyConfig:
+    return build_config("smoke", {**SETTINGS, **settings})
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One undisturbed run, shared."""
+    out = tmp_path_factory.mktemp("study") / "a run with spaces – ünicode"
+    run_study(smoke(), out, Silent())
+    return out
+
+
+def document(path: Path) -> dict:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def test_the_run_directory_is_the_contracts(run: Path):
+    for stage in (
+        "base",
+        "tuned",
+        "control/equal_steps",
+        "poisoned/subject_duplication",
+        "recovered/subject_duplication",
+    ):
+        folder = run / "stages" / stage
+        assert (folder / "checkpoint" / "model.safetensors").is_file()
+        assert (folder / "effects.safetensors").is_file() and (folder / "measures.json").is_file()
+        assert (folder / "train.jsonl").is_file() == (stage != "base")
+    for name in ("study.toml", "manifest.json", "summary.json", "report.html", "prompts/measured.jsonl"):
+        assert (run / name).is_file()
+    assert list((run / "tables").glob("*.csv")) and list((run / "figures").glob("*.png"))
+    assert not list(run.rglob("*.partial")) and not list(run.rglob("resume"))
+
+
+def test_the_summary_is_the_contracts(run: Path):
+    summary = document(run / "summary.json")
+    assert list(summary) == ["schema", "model", "task", "preset", "seeds", "stages", "claims"]
+    assert set(summary["model"]) == {"name", "architecture", "n_layers", "n_heads", "weights_sha256"}
+    for stage in summary["stages"]:
+        assert {"id", "kind", "poison", "seed", "epoch", "step", "behaviour", "heads_to_logits", "circuit",
+                "similarity_to_base", "restoration"} <= set(stage)  # fmt: skip
+        assert set(stage["behaviour"]["logit_diff"]) == {"mean", "ci95"}
+        low, high = stage["behaviour"]["logit_diff"]["ci95"]
+        assert low <= stage["behaviour"]["logit_diff"]["mean"] <= high
+        assert stage["circuit"] is None and stage["why"]["circuit"]
+        assert (stage["restoration"] is None) == (stage["kind"] != "recovered")
+    restoration = summary["stages"][-1]["restoration"]
+    for row in ("behaviour", "mechanism", "damage_undone", "structure", "function"):
+        assert (restoration[row] is None) == (row in restoration["why"])
+    assert [claim["id"] for claim in summary["claims"]] == [
+        "amplification", "localisation_expressed", "localisation_stored", "specificity", "plasticity",
+    ]  # fmt: skip
+    assert all(claim["supported"] is None and claim["why"] for claim in summary["claims"])
+
+
+def test_the_summarys_numbers_are_those_of_the_saved_effects(run: Path):
+    base = load_file(run / "stages/base/effects.safetensors")
+    for stage in document(run / "summary.json")["stages"]:
+        saved = load_file(run / "stages" / stage["id"] / "effects.safetensors")
+        assert stage["behaviour"]["logit_diff"]["mean"] == pytest.approx(saved["logit_diff"].mean(), abs=1e-5)
+        assert stage["behaviour"]["accuracy"] == pytest.approx((saved["logit_diff"] > 0).mean())
+        means, of_base = saved["effects"].mean(axis=2).ravel(), base["effects"].mean(axis=2).ravel()
+        assert stage["similarity_to_base"]["effects"] == pytest.approx(np.corrcoef(means, of_base)[0, 1], abs=1e-5)
+        strongest = np.abs(means).argmax()
+        name = f"a{strongest // base['effects'].shape[1]}.h{strongest % base['effects'].shape[1]}"
+        assert stage["heads_to_logits"]["top"][0] == [name, pytest.approx(means[strongest], abs=1e-5)]
+
+
+def test_what_is_measured_was_never_trained_on(run: Path):
+    measured = load_records(run / "prompts" / "measured.jsonl")
+    texts = [path.read_text() for path in (run / "prompts").glob("[!m]*.jsonl")]
+    trained = [json.loads(line) for text in texts for line in text.splitlines()]
+    names = {record.answer for record in measured} | {record.foil for record in measured}
+    assert trained and not names & {pair["target"] for pair in trained}
+    assert all(
+        name not in pair["prompt"].replace(",", "").split() for name in map(str.strip, names) for pair in trained
+    )
+
+
+def test_the_control_sees_the_recoverys_pairs(run: Path):
+    texts = [(run / "prompts" / f"{name}.jsonl").read_text() for name in
+             ("control-equal_steps", "recovered-subject_duplication", "tuned")]  # fmt: skip
+    assert texts[0] == texts[1] != texts[2]
+
+
+def test_a_finished_study_is_not_done_again(run: Path):
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*.safetensors")}
+    result = run_study(smoke(), run, Silent())
+    assert {path: path.stat().st_mtime_ns for path in run.rglob("*.safetensors")} == before
+    assert result.summary == document(run / "summary.json")
+
+
+@pytest.mark.parametrize(
+    ("where", "count"),
+    [("training", 3), ("training", 9), ("sweep", 40), ("write", 2), ("write", 5), ("small write", 12)],
+)
+def test_a_study_killed_anywhere_ends_with_the_same_summary(run: Path, tmp_path: Path, where: str, count: int):
+    out = tmp_path / "run"
+    killed = subprocess.run([sys.executable, "-c", DRIVER, str(out), where, str(count)], capture_output=True, text=True)
+    assert killed.returncode == -9, killed.stderr
+    assert not (out / "summary.json").exists()
+    run_study(smoke(), out, Silent())
+    assert (out / "summary.json").read_bytes() == (run / "summary.json").read_bytes()
+    assert not list(out.rglob("*.partial"))
+
+
+def test_a_folder_of_another_study_is_refused_and_left_alone(run: Path):
+    before = (run / "study.toml").read_text()
+    with pytest.raises(InputError, match=r"holds a different study: its rate is 1\.0, this one's is 0\.5"):
+        run_study(smoke(rate=0.5), run, Silent())
+    assert (run / "study.toml").read_text() == before
+
+
+def test_a_folder_with_other_things_in_it_is_refused(tmp_path: Path):
+    (tmp_path / "thesis.txt").write_text("mine")
+    with pytest.raises(InputError, match="not empty and holds no study"):
+        run_study(smoke(), tmp_path, Silent())
+    with pytest.raises(InputError, match="is a file"):
+        run_study(smoke(), tmp_path / "thesis.txt", Silent())
+
+
+def test_a_study_begun_with_other_weights_is_refused(run: Path, tmp_path: Path):
+    import shutil
+
+    model = load_model("tiny")
+    model.module.save_pretrained(tmp_path / "model")
+    model.tokenizer.save_pretrained(tmp_path / "model")
+    config = smoke(model=str(tmp_path / "model"))
+    run_study(config, tmp_path / "run", Silent())
+    shutil.rmtree(tmp_path / "model")
+    shutil.copytree(run / "stages/tuned/checkpoint", tmp_path / "model")
+    with pytest.raises(InputError, match="begun with other weights"):
+        run_study(config, tmp_path / "run", Silent())
+
+
+def test_too_little_disk_space_is_told_before_anything_is_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    import shutil
+
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(runner.shutil, "disk_usage", lambda _: usage._replace(free=1000))
+    with pytest.raises(StorageError, match="no disk space") as caught:
+        run_study(smoke(), tmp_path / "run", Silent())
+    assert caught.value.exit_code == 2
+    assert not list((tmp_path / "run").rglob("*.safetensors"))
+
+
+def test_several_seeds_share_one_base_and_a_ladder_gives_a_row_a_rung(tmp_path: Path):
+    observer = Silent()
+    config = smoke(seeds=[0, 1], epochs=[1, 2], n_train=8, n_prompts=6, resamples=100)
+    summary = run_study(config, tmp_path / "run", observer).summary
+    rows = [(stage["id"], stage["epoch"], stage["step"]) for stage in summary["stages"]]
+    assert len(observer.stages) == 9 and len(rows) == 1 + 8 * 2
+    assert ("seed1/tuned", 1.0, 1) in rows and ("seed1/tuned", 2.0, 2) in rows
+    hashes = document(tmp_path / "run" / "manifest.json")["stages"]
+    assert hashes["seed0/tuned"]["files"] != hashes["seed1/tuned"]["files"]

@@ -1,0 +1,74 @@
+"""The house keeps its floors: imports point one way."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+SOURCE = Path(__file__).parents[1] / "src" / "neuroplast"
+
+# Lowest floor first; a part may import parts of its own floor only where ALLOWED says so, and any floor below.
+FLOORS = (
+    {"errors", "components", "storage"},
+    {"tasks", "models", "statistics"},
+    {"behaviour", "interventions"},
+    {"training", "plasticity", "report"},
+    {"study", "progress"},
+    {"cli", "__init__"},
+)
+ALLOWED_BESIDE = {("models", "tasks"), ("storage", "errors"), ("components", "errors")}
+FORBIDDEN = {("report", part) for part in ("models", "tasks", "interventions", "behaviour", "statistics", "plasticity")}
+FLOOR_OF = {part: index for index, floor in enumerate(FLOORS) for part in floor}
+
+FILES = sorted(path for path in SOURCE.rglob("*.py"))
+
+
+def part_of(path: Path) -> str:
+    return path.relative_to(SOURCE).parts[0].removesuffix(".py")
+
+
+def imported_parts(path: Path) -> set[str]:
+    parts: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("neuroplast"):
+            below = node.module.split(".")[1:]
+            parts |= {below[0]} if below else {alias.name for alias in node.names}
+        elif isinstance(node, ast.Import):
+            parts |= {a.name.split(".")[1] for a in node.names if a.name.startswith("neuroplast.")}
+    return parts
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(SOURCE)))
+def test_imports_point_down(path: Path):
+    part = part_of(path)
+    assert part in FLOOR_OF, f"{part} has no floor: give it one in FLOORS"
+    for target in imported_parts(path) - {part}:
+        downward = FLOOR_OF[target] < FLOOR_OF[part] or (part, target) in ALLOWED_BESIDE
+        assert downward and (part, target) not in FORBIDDEN, f"{path} imports {target}"
+
+
+def test_the_test_sees_an_import_that_points_up(tmp_path: Path):
+    wrong = tmp_path / "wrong.py"
+    wrong.write_text("from neuroplast.study.plan import Stage\nimport neuroplast.cli\nfrom neuroplast import tasks\n")
+    assert imported_parts(wrong) == {"study", "cli", "tasks"}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(SOURCE)))
+def test_nothing_unpickles_runs_remote_code_or_prints(path: Path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            names = [alias.name for alias in node.names] + [getattr(node, "module", "") or ""]
+            assert not {"pickle", "dill", "joblib", "cloudpickle"} & {name.split(".")[0] for name in names}
+        if isinstance(node, ast.Call):
+            called = ast.unparse(node.func)
+            assert called not in {"torch.load", "print", "eval", "exec"}, f"{path} calls {called}"
+            for keyword in node.keywords:
+                if keyword.arg == "trust_remote_code":
+                    assert ast.unparse(keyword.value) == "False"
+
+
+def test_every_test_file_has_a_source_to_mirror():
+    for folder in (path for path in Path(__file__).parent.iterdir() if path.is_dir() and path.name != "fixtures"):
+        if not folder.name.startswith("__"):
+            mirrored = SOURCE / folder.name
+            assert mirrored.is_dir() or mirrored.with_suffix(".py").is_file(), folder
