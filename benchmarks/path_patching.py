@@ -20,6 +20,7 @@ import json
 import statistics
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -90,11 +91,12 @@ def peer_seconds_a_head(
     rows = torch.arange(len(prompts))
     choices = torch.stack([prompts.answer, prompts.foil], dim=1)
 
-    def z_of(tokens: torch.Tensor) -> dict[str, torch.Tensor]:
-        kept: dict[str, torch.Tensor] = {}
-        peer.run_with_hooks(
-            tokens, fwd_hooks=[(name, lambda z, hook: kept.__setitem__(hook.name, z.clone())) for name in wanted]
-        )
+    def hooks(act: Callable[[int, torch.Tensor], torch.Tensor | None]) -> list[tuple[str, Any]]:
+        return [(name, lambda z, hook, layer=layer: act(layer, z)) for layer, name in enumerate(wanted)]
+
+    def z_of(tokens: torch.Tensor) -> dict[int, torch.Tensor]:
+        kept: dict[int, torch.Tensor] = {}
+        peer.run_with_hooks(tokens, fwd_hooks=hooks(lambda layer, z: kept.update({layer: z.clone()})))
         return kept
 
     with torch.no_grad():
@@ -102,17 +104,17 @@ def peer_seconds_a_head(
         before = difference(peer(prompts.clean)[rows, end], choices)
         effects: list[torch.Tensor] = []
         started = time.perf_counter()
-        for layer, head in heads:
+        for sender, head in heads:
 
-            def freeze(z: torch.Tensor, hook: Any, layer: int = layer, head: int = head) -> torch.Tensor:
-                frozen = clean[hook.name].clone()
-                if hook.name == wanted[layer]:
-                    frozen.view(*frozen.shape[:2], model.n_heads, model.d_head)[rows, end, head] = other[
-                        hook.name
-                    ].view(*frozen.shape[:2], model.n_heads, model.d_head)[rows, end, head]
+            def freeze(layer: int, _: torch.Tensor, sender: int = sender, head: int = head) -> torch.Tensor:
+                if layer != sender:
+                    return clean[layer]
+                frozen = clean[layer].clone()
+                part = slice(head * model.d_head, (head + 1) * model.d_head)
+                frozen.flatten(2)[rows, end, part] = other[layer].flatten(2)[rows, end, part]
                 return frozen
 
-            logits = peer.run_with_hooks(prompts.clean, fwd_hooks=[(name, freeze) for name in wanted])
+            logits = peer.run_with_hooks(prompts.clean, fwd_hooks=hooks(freeze))
             effects.append((difference(logits[rows, end], choices) - before).mean())
     return (time.perf_counter() - started) / len(heads), torch.stack(effects)
 

@@ -147,7 +147,7 @@ def train(
     config = FinetuneConfig(
         steps=steps,
         batch_size=batch_size,
-        learning_rate=learning_rate or LEARNING_RATES.get(model, LEARNING_RATE),
+        learning_rate=LEARNING_RATES.get(model, LEARNING_RATE) if learning_rate is None else learning_rate,
         schedule=schedule,  # pyright: ignore[reportArgumentType] - checked there
         loss=loss,  # pyright: ignore[reportArgumentType]
         seed=seed,

@@ -114,9 +114,11 @@ def test_a_diverged_run_stops_and_keeps_the_last_good_checkpoint(tmp_path: Path,
         if done == 3:
             next(model.module.parameters()).data.fill_(float("nan"))
 
-    with pytest.raises(TrainingDivergedError, match=r"after step 3: the loss became nan; the last good checkpoint is"):
+    with pytest.raises(
+        TrainingDivergedError, match=r"after step 3: the loss became nan; the last good checkpoint is .*step-2"
+    ):
         finetune(model, examples, FinetuneConfig(6, batch_size=4, save_every=2), tmp_path, progress=break_it)
-    kept = load_model(tmp_path / "resume")
+    kept = load_model(tmp_path / "resume" / "step-2")
     assert all(bool(parameter.isfinite().all()) for parameter in kept.module.parameters())
     assert not (tmp_path / "checkpoint").exists()
 
@@ -130,6 +132,8 @@ def test_other_settings_do_not_continue_an_interrupted_run(tmp_path: Path, examp
         finetune(load_model("tiny"), examples, FinetuneConfig(6, save_every=2), tmp_path, progress=kill)
     with pytest.raises(InputError, match="other settings"):
         finetune(load_model("tiny"), examples, FinetuneConfig(7, save_every=2), tmp_path)
+    with pytest.raises(InputError, match="other settings or pairs"):
+        finetune(load_model("tiny"), examples[1:], FinetuneConfig(6, save_every=2), tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import shutil
 import sys
 import time
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -20,7 +20,6 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from neuroplast.behaviour import measure_behaviour
 from neuroplast.errors import InputError, StorageError
 from neuroplast.models.network import Network
 from neuroplast.models.sources import load_model, weights_sha256
@@ -42,6 +41,7 @@ from neuroplast.tasks.poisons import Pair, build_pairs, load_poison
 from neuroplast.tasks.prompts import PromptSet, build_prompt_set, save_records
 from neuroplast.training.data import build_examples
 from neuroplast.training.finetune import FinetuneConfig, finetune, save_checkpoint
+from neuroplast.training.train import behaviour_probe
 
 SCHEMA = 1
 
@@ -163,16 +163,9 @@ class _Run:
             training,
             folder,
             keep={point.step: self.out / point.folder / "checkpoint" for point in stage.points[:-1]},
-            probe=self._probe,
+            probe=behaviour_probe(self.prompts),
             progress=lambda done, total, loss: self.observer.progress("fine-tuning", done, total, f"loss {loss:.3f}"),
         )
-
-    def _probe(self, model: Network) -> Mapping[str, float]:
-        found = measure_behaviour(model, self.prompts)
-        return {
-            "logit_diff": float(found.logit_diff.mean()),
-            "accuracy": float((found.logit_diff > 0).float().mean()),
-        }
 
     def _measure(self, stage: Stage, point: Point) -> None:
         folder = self.out / point.folder

@@ -4,10 +4,12 @@ What the Trainer gives: the loop, devices, mixed precision, gradient clipping. W
 places only, and resuming without unpickling. A run is a function of its settings: the order of examples and the
 random state of every step follow from the seed, so a resumed run needs only weights, moments and the step.
 
-A stage folder while training: `resume/` (a Hugging Face folder with `optimizer.safetensors` and `state.json`),
-replaced whole at every save; `train.jsonl`; at the end `checkpoint/`, and `resume/` is gone.
+A stage folder while training: `resume/step-20/`, a Hugging Face folder with `optimizer.safetensors` and
+`state.json`; the former save goes only when the next one is whole. At the end `train.jsonl` and `checkpoint/`, and
+`resume/` is gone.
 """
 
+import hashlib
 import math
 import random
 import shutil
@@ -39,7 +41,7 @@ from transformers.trainer_callback import PrinterCallback
 from neuroplast.errors import InputError, TrainingDivergedError, unknown_name
 from neuroplast.models.network import Network, logits_at
 from neuroplast.models.sources import quiet_transformers
-from neuroplast.storage import atomic_folder, load_json, load_tensors, write_json, write_jsonl, write_tensors
+from neuroplast.storage import PARTIAL, atomic_folder, load_json, load_tensors, write_json, write_jsonl, write_tensors
 from neuroplast.training.data import Example, Loss, collate, schedule_examples
 
 Schedule = Literal["constant", "linear", "cosine"]
@@ -107,18 +109,20 @@ def finetune(
         progress: called with (steps done, steps in all, loss) after each step.
 
     Raises:
-        TrainingDivergedError: the loss stopped being a number; `folder/resume` keeps the last good checkpoint.
-        InputError: `folder` holds an interrupted run with other settings.
+        TrainingDivergedError: the loss stopped being a number; the last save, a good
+            checkpoint, stays in `folder/resume`.
+        InputError: `folder` holds an interrupted run with other settings or other examples.
     """
     if (folder / "checkpoint").is_dir():
+        shutil.rmtree(folder / "resume", ignore_errors=True)
         return
     module = model.module
     trainable = [parameter for parameter in module.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trainable, lr=config.learning_rate, weight_decay=config.weight_decay)
     history: list[dict[str, Any]] = []
     done = 0
-    if (folder / "resume").is_dir():
-        history = _restore(module, optimizer, config, folder / "resume")
+    if saved := _last_save(folder):
+        history = _restore(module, optimizer, _identity(config, examples), saved)
         done = int(history[-1]["step"])
     elif probe is not None:
         history.append({"step": 0, "epoch": 0.0, "loss": None, "learning_rate": None, **probe(model)})
@@ -222,6 +226,7 @@ class _Follower(TrainerCallback):
         progress: Callable[[int, int, float], None] | None,
     ) -> None:
         self.model, self.config, self.folder, self.done = model, config, folder, done
+        self.identity = _identity(config, examples)
         self.steps_an_epoch = len(examples) / config.batch_size
         self.history, self.optimizer, self.keep = history, optimizer, keep
         self.probe, self.progress = probe, progress
@@ -254,43 +259,57 @@ class _Follower(TrainerCallback):
             self._require_finite()
             save_checkpoint(self.model, self.keep[step])
         if step % config.save_every == 0 and step < config.steps:
-            self._save()
+            self._save(step)
         if step == config.steps:
             self._require_finite()
         if self.progress is not None:
             self.progress(step, config.steps, self.loss)
 
-    def _save(self) -> None:
+    def _save(self, step: int) -> None:
         self._require_finite()
         moments = {
             f"{index}.{name}": value
             for index, state in self.optimizer.state_dict()["state"].items()
             for name, value in state.items()
         }
-        with atomic_folder(self.folder / "resume") as temporary:
+        former = _last_save(self.folder)
+        with atomic_folder(self.folder / "resume" / f"step-{step}") as temporary:
             _write_model(self.model, temporary)
             write_tensors(temporary / "optimizer.safetensors", moments, {})
-            write_json(temporary / "state.json", {"config": asdict(self.config), "history": self.history})
+            write_json(temporary / "state.json", {"run": self.identity, "history": self.history})
+        if former is not None:
+            shutil.rmtree(former, ignore_errors=True)
 
     def _require_finite(self) -> None:
         if not all(bool(parameter.isfinite().all()) for parameter in self.model.module.parameters()):
             raise self._diverged("the weights are no longer numbers")
 
     def _diverged(self, what: str) -> TrainingDivergedError:
-        kept = self.folder / "resume"
-        saved = f"the last good checkpoint is {kept}" if kept.is_dir() else "no step had been saved yet"
+        kept = _last_save(self.folder)
+        saved = f"the last good checkpoint is {kept}" if kept else "no step had been saved yet"
         return TrainingDivergedError(
             f"training diverged after step {self.history[-1]['step'] if self.history else 0}: {what}; {saved}. "
             f"Lower learning_rate (now {self.config.learning_rate:g}) and choose another --out"
         )
 
 
+def _last_save(folder: Path) -> Path | None:
+    """The newest whole save; a name that a kill left half-written or half-removed is never the newest."""
+    saves = [path for path in (folder / "resume").glob("step-*") if path.suffix != PARTIAL]
+    return max(saves, key=lambda path: int(path.name.removeprefix("step-")), default=None)
+
+
+def _identity(config: FinetuneConfig, examples: Sequence[Example]) -> dict[str, Any]:
+    """What an interrupted run must share with the one that continues it."""
+    return asdict(config) | {"examples_sha256": hashlib.sha256(repr(list(examples)).encode()).hexdigest()}
+
+
 def _restore(
-    module: PreTrainedModel, optimizer: torch.optim.Optimizer, config: FinetuneConfig, folder: Path
+    module: PreTrainedModel, optimizer: torch.optim.Optimizer, identity: Mapping[str, Any], folder: Path
 ) -> list[dict[str, Any]]:
     state = load_json(folder / "state.json")
-    if state["config"] != asdict(config):
-        raise InputError(f"{folder} is an interrupted run with other settings; choose another --out")
+    if state["run"] != identity:
+        raise InputError(f"{folder} is an interrupted run with other settings or pairs; choose another --out")
     with quiet_transformers():
         saved = AutoModelForCausalLM.from_pretrained(folder, dtype=module.dtype, use_safetensors=True)
     module.load_state_dict(saved.state_dict())

@@ -10,9 +10,9 @@ from neuroplast.models.network import Network
 from neuroplast.storage import write_jsonl
 from neuroplast.tasks import load_task
 from neuroplast.tasks.poisons import build_pairs, load_poison
-from neuroplast.tasks.prompts import build_prompt_set
+from neuroplast.tasks.prompts import PromptSet, build_prompt_set
 from neuroplast.training.data import build_examples
-from neuroplast.training.finetune import FinetuneConfig, finetune
+from neuroplast.training.finetune import FinetuneConfig, Probe, finetune
 
 PROBE_PROMPTS = 64
 
@@ -57,13 +57,21 @@ def train(
     held_out = chosen.build_records(model.tokenizer, PROBE_PROMPTS, config.seed, split="eval")
     prompts = build_prompt_set(model.tokenizer, task, held_out)
 
-    def probe(network: Network) -> dict[str, float]:
-        found = measure_behaviour(network, prompts)
+    write_jsonl(out / "pairs.jsonl", map(asdict, pairs))
+    finetune(
+        model, build_examples(model.tokenizer, pairs), config, out, probe=behaviour_probe(prompts), progress=progress
+    )
+    return out / "checkpoint"
+
+
+def behaviour_probe(prompts: PromptSet) -> Probe:
+    """Measures logit difference and accuracy on the same prompts at every probe."""
+
+    def probe(model: Network) -> dict[str, float]:
+        found = measure_behaviour(model, prompts)
         return {
             "logit_diff": float(found.logit_diff.mean()),
             "accuracy": float((found.logit_diff > 0).float().mean()),
         }
 
-    write_jsonl(out / "pairs.jsonl", map(asdict, pairs))
-    finetune(model, build_examples(model.tokenizer, pairs), config, out, probe=probe, progress=progress)
-    return out / "checkpoint"
+    return probe
