@@ -23,7 +23,10 @@ SHOWN_FLIPS = 12
 """Sign flips of a stage that are listed before the rest folds away."""
 
 RESTORATION_MEANING = {
-    "behaviour": ("Behaviour", "how far the task behaviour is back at base's"),
+    "behaviour": (
+        "Behaviour",
+        "share of the logit difference taken by the poison that came back; 1 is base's own level",
+    ),
     "mechanism": ("Mechanism", "correlation of the head effects with base's"),
     "damage_undone": ("Damage undone", "share of the lost correlation that came back; 1 is all of it"),
     "structure": ("Structure", "overlap of the rediscovered circuit with base's"),
