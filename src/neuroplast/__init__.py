@@ -15,11 +15,12 @@ if TYPE_CHECKING:
     from neuroplast.models.sources import list_models, load_model
     from neuroplast.report import write_report
     from neuroplast.study import build_config, run_study
-    from neuroplast.training import train
+    from neuroplast.training import FinetuneConfig, train
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "FinetuneConfig",
     "NeuroplastError",
     "build_config",
     "build_network",
@@ -34,6 +35,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "FinetuneConfig": "training",
     "NeuroplastError": "errors",
     "build_config": "study",
     "build_network": "models.network",

@@ -9,13 +9,13 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 from neuroplast.errors import NeuroplastError
 
 app = typer.Typer(
     name="neuroplast",
     help="Shows what fine-tuning does to the circuits inside a language model, and whether the damage heals.",
-    no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
 # click's base of everything wrong with a command line, wherever this typer keeps its click
@@ -34,7 +34,7 @@ def main() -> None:
     """Entry point: exit 0 done, 1 failed, 2 bad input; no traceback for anything a user can cause."""
     warnings.filterwarnings("ignore", module=r"transformers|torch|accelerate")
     try:
-        code = app(standalone_mode=False)
+        code = app(sys.argv[1:] or ["--help"], standalone_mode=False)
     except NeuroplastError as error:
         code = _fail(str(error), error.exit_code)
     except (KeyboardInterrupt, typer.Abort):
@@ -45,7 +45,7 @@ def main() -> None:
 
 
 @app.command()
-def models(as_json: Json = False) -> None:
+def models(as_json: Json = False, quiet: Quiet = False) -> None:
     """List the named models and whether they are at hand."""
     from neuroplast.models.sources import list_models
 
@@ -54,13 +54,13 @@ def models(as_json: Json = False) -> None:
         return _print_json([vars(row) for row in rows])
     table = _table("model", "what", "at hand", "where")
     for row in rows:
-        table.add_row(row.name, row.description, "yes" if row.cached else "no", row.location)
+        table.add_row(row.name, row.description, "yes" if row.cached else "no", escape(row.location))
     stdout.print(table)
     stdout.print("Any Hugging Face hub id or local folder of a causal language model works as well.")
 
 
 @app.command()
-def tasks(as_json: Json = False) -> None:
+def tasks(as_json: Json = False, quiet: Quiet = False) -> None:
     """List the tasks with their counterfactuals and poisons."""
     from neuroplast.tasks import TASKS
 
@@ -117,7 +117,7 @@ def study(
     if as_json:
         return _print_json(result.summary)
     _print_story(result.summary)
-    stdout.print(f"summary  {result.folder / 'summary.json'}\nreport   {result.report}", soft_wrap=True)
+    stdout.print(f"summary  {result.folder / 'summary.json'}\nreport   {result.report}", soft_wrap=True, markup=False)
 
 
 @app.command()
@@ -166,12 +166,14 @@ def train(
         )
     if as_json:
         return _print_json({"checkpoint": str(checkpoint), "log": str(out / "train.jsonl")})
-    stdout.print(f"checkpoint  {checkpoint}\nlog         {out / 'train.jsonl'}", soft_wrap=True)
+    stdout.print(f"checkpoint  {checkpoint}\nlog         {out / 'train.jsonl'}", soft_wrap=True, markup=False)
 
 
 @app.command()
 def report(
-    run: Annotated[Path, typer.Argument(help="Run directory of a finished study.")], as_json: Json = False
+    run: Annotated[Path, typer.Argument(help="Run directory of a finished study.")],
+    as_json: Json = False,
+    quiet: Quiet = False,
 ) -> None:
     """Make the report, the figures and the tables of a finished study again."""
     from neuroplast.report import write_report
@@ -179,7 +181,7 @@ def report(
     page = write_report(run)
     if as_json:
         return _print_json({"report": str(page)})
-    stdout.print(f"report  {page}", soft_wrap=True)
+    stdout.print(f"report  {page}", soft_wrap=True, markup=False)
 
 
 def _print_story(summary: dict[str, Any]) -> None:

@@ -41,7 +41,7 @@ class Progress:
     def say(self, line: str) -> None:
         """Prints a line above the bars."""
         if not self._quiet:
-            self._console.print(line, soft_wrap=True)
+            self._console.print(line, soft_wrap=True, markup=False)
 
     def stage(self, name: str, index: int, total: int) -> None:
         """A stage begins; `index` counts from 0."""

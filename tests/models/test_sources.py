@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from neuroplast.errors import InputError, NeuroplastError
 from neuroplast.models import sources
@@ -81,12 +82,20 @@ def test_a_folder_with_unsafe_weights_only_is_refused(folder: Path):
         load_model(folder)
 
 
+def test_missing_weights_are_not_filled_with_random_numbers(folder: Path):
+    weights = load_file(folder / "model.safetensors")
+    del weights["transformer.h.0.attn.c_attn.weight"]
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(InputError, match=r"1 weights are missing .*transformer\.h\.0\.attn\.c_attn\.weight"):
+        load_model(folder)
+
+
 def test_code_that_comes_with_a_model_is_never_run(folder: Path, tmp_path: Path):
     flag = tmp_path / "was run"
     (folder / "modeling_evil.py").write_text(f"open({str(flag)!r}, 'w').close()\nclass Evil: pass\n")
     config = json.loads((folder / "config.json").read_text())
-    config |= {"model_type": "evil", "auto_map": {name: "modeling_evil.Evil" for name in
-               ("AutoConfig", "AutoModelForCausalLM", "AutoTokenizer")}}  # fmt: skip
+    parts = ("AutoConfig", "AutoModelForCausalLM", "AutoTokenizer")
+    config |= {"model_type": "evil", "auto_map": dict.fromkeys(parts, "modeling_evil.Evil")}
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(InputError, match="could not be loaded as a causal language model"):
         load_model(folder)

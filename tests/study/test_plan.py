@@ -65,6 +65,20 @@ def test_settings_come_back_from_toml(tmp_path: Path):
     assert build_config("quick", load_config(tmp_path / "study.toml")) == config
 
 
+def test_a_preset_is_not_laid_over_the_settings_of_another():
+    resolved = build_config("smoke").model_dump()
+    assert build_config("quick", resolved, {"preset": "smoke"}).tune_steps == PRESETS["smoke"]["tune_steps"]
+    with pytest.raises(InputError, match="preset 'paper' cannot be laid over settings that come from preset 'smoke'"):
+        build_config("quick", resolved, {"preset": "paper"})
+
+
+def test_another_model_does_not_inherit_the_formers_learning_rate_but_a_chosen_one():
+    of_tiny = build_config("quick").model_dump()
+    assert build_config("quick", of_tiny, {"model": "smollm2-135m"}).learning_rate == 1e-5
+    chosen = of_tiny | {"learning_rate": 7e-5}
+    assert build_config("quick", chosen, {"model": "smollm2-135m"}).learning_rate == 7e-5
+
+
 @pytest.mark.parametrize(
     ("assignment", "message"),
     [
@@ -76,9 +90,12 @@ def test_settings_come_back_from_toml(tmp_path: Path):
         ("rate=1.5", "rate = 1.5: Input should be less than or equal to 1"),
         ("rate=-0.1", "rate = -0.1: Input should be greater than or equal to 0"),
         ("rate=nan", "rate = nan"),
-        ("n_prompts=0", "n_prompts = 0: Input should be greater than or equal to 1"),
+        ("n_prompts=0", "n_prompts = 0: Input should be greater than or equal to 2"),
         ("seeds=[0, 0]", "each may be named once"),
         ("epochs=[3, 1]", "must rise"),
+        ("seeds=[1, 0]", "must rise"),
+        ("model=[1]", "model = [1]"),
+        ("resamples=1000000000000", "resamples = 1000000000000"),
         ("poisons=[]", "poisons"),
         ("tune_steps", "--set takes key=value, got 'tune_steps'"),
         ("tune_steps=many", "tune_steps = 'many'"),

@@ -1,4 +1,5 @@
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,21 +14,23 @@ from neuroplast.study import StudyConfig, build_config, run_study, runner
 from neuroplast.tasks.prompts import load_records
 
 STAGES = ("base", "tuned", "control/equal_steps", "poisoned/subject_duplication", "recovered/subject_duplication")
-SETTINGS = {"n_prompts": 10, "resamples": 100}
+SETTINGS = {"n_prompts": 10, "resamples": 100, "save_every": 1}
 
 # Runs the study in a process of its own that kills itself, as SIGKILL does, at the n-th call of one function.
 DRIVER = """
-import os, signal, sys
+import os, shutil, signal, sys
 from pathlib import Path
 from neuroplast import storage
 from neuroplast.models.network import Network
 from neuroplast.study import build_config, run_study
+from neuroplast.study.runner import _Run
 from neuroplast.training import finetune
 
 out, where, count = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
 left = [count]
 HOMES = {"training": (finetune.__globals__["_Follower"], "on_step_end"), "sweep": (Network, "replay_layer"),
-         "write": (Path, "rename"), "small write": (Path, "replace")}
+         "write": (Path, "rename"), "small write": (Path, "replace"), "removal": (shutil, "rmtree"),
+         "after a stage": (_Run, "_note_stage")}
 if where in HOMES:
     home, name = HOMES[where]
     former = getattr(home, name)
@@ -38,12 +41,7 @@ if where in HOMES:
         return former(*args, **kwargs)
     setattr(home, name, dying)
 
-class Silent:
-    def say(self, line): pass
-    def stage(self, name, index, total): pass
-    def progress(self, activity, done, total, note=""): pass
-
-run_study(build_config("smoke", {"n_prompts": 10, "resamples": 100}), out, Silent())
+run_study(build_config("smoke", {"n_prompts": 10, "resamples": 100, "save_every": 1}), out)
 """
 
 
@@ -153,7 +151,17 @@ def test_a_finished_study_is_not_done_again(run: Path):
 
 @pytest.mark.parametrize(
     ("where", "count"),
-    [("training", 3), ("training", 9), ("sweep", 40), ("write", 2), ("write", 5), ("small write", 12)],
+    [
+        ("training", 3),
+        ("training", 9),
+        ("sweep", 40),
+        ("write", 2),
+        ("write", 5),
+        ("small write", 12),
+        ("removal", 5),
+        ("removal", 12),
+        ("after a stage", 2),
+    ],
 )
 def test_a_study_killed_anywhere_ends_with_the_same_summary(run: Path, tmp_path: Path, where: str, count: int):
     out = tmp_path / "run"
@@ -162,6 +170,11 @@ def test_a_study_killed_anywhere_ends_with_the_same_summary(run: Path, tmp_path:
     assert not (out / "summary.json").exists()
     run_study(smoke(), out, Silent())
     assert (out / "summary.json").read_bytes() == (run / "summary.json").read_bytes()
+    ours, undisturbed = document(out / "manifest.json"), document(run / "manifest.json")
+    assert {name: stage["files"] for name, stage in ours["stages"].items()} == {
+        name: stage["files"] for name, stage in undisturbed["stages"].items()
+    }
+    assert not list(out.rglob("resume"))
     assert not list(out.rglob("*.partial"))
 
 
@@ -170,6 +183,16 @@ def test_a_folder_of_another_study_is_refused_and_left_alone(run: Path):
     with pytest.raises(InputError, match=r"holds a different study: its rate is 1\.0, this one's is 0\.5"):
         run_study(smoke(rate=0.5), run, Silent())
     assert (run / "study.toml").read_text() == before
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "stages/tuned/measures.json"])
+def test_a_damaged_file_of_a_run_is_named(run: Path, tmp_path: Path, name: str):
+    shutil.copytree(run, tmp_path / "run")
+    (tmp_path / "run" / name).write_text("{}")
+    with pytest.raises(StorageError, match="is damaged; remove it, then run the same command again"):
+        run_study(smoke(), tmp_path / "run")
+    (tmp_path / "run" / name).unlink()
+    assert run_study(smoke(), tmp_path / "run").summary == document(run / "summary.json")
 
 
 def test_a_folder_with_other_things_in_it_is_refused(tmp_path: Path):
@@ -181,8 +204,6 @@ def test_a_folder_with_other_things_in_it_is_refused(tmp_path: Path):
 
 
 def test_a_study_begun_with_other_weights_is_refused(run: Path, tmp_path: Path):
-    import shutil
-
     model = load_model("tiny")
     model.module.save_pretrained(tmp_path / "model")
     model.tokenizer.save_pretrained(tmp_path / "model")
@@ -195,8 +216,6 @@ def test_a_study_begun_with_other_weights_is_refused(run: Path, tmp_path: Path):
 
 
 def test_too_little_disk_space_is_told_before_anything_is_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    import shutil
-
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(runner.shutil, "disk_usage", lambda _: usage._replace(free=1000))
     with pytest.raises(StorageError, match="no disk space") as caught:
@@ -212,5 +231,10 @@ def test_several_seeds_share_one_base_and_a_ladder_gives_a_row_a_rung(tmp_path: 
     rows = [(stage["id"], stage["epoch"], stage["step"]) for stage in summary["stages"]]
     assert len(observer.stages) == 9 and len(rows) == 1 + 8 * 2
     assert ("seed1/tuned", 1.0, 1) in rows and ("seed1/tuned", 2.0, 2) in rows
+    rows = {(stage["id"], stage["step"]): stage for stage in summary["stages"]}
+    for step in (1, 2):
+        of_control = rows["seed1/control/equal_steps", step]["similarity_to_base"]["effects"]
+        beside = rows["seed1/recovered/subject_duplication", step]["restoration"]["control"]["mechanism"]
+        assert beside == of_control, "a rung is compared with the control at the same step"
     hashes = document(tmp_path / "run" / "manifest.json")["stages"]
     assert hashes["seed0/tuned"]["files"] != hashes["seed1/tuned"]["files"]

@@ -123,6 +123,13 @@ def test_a_diverged_run_stops_and_keeps_the_last_good_checkpoint(tmp_path: Path,
     assert not (tmp_path / "checkpoint").exists()
 
 
+def test_a_last_step_that_diverges_is_told_and_nothing_is_written(tmp_path: Path, examples: list[Example]):
+    model = load_model("tiny")
+    with pytest.raises(TrainingDivergedError, match="no step had been saved"):
+        train(model, tmp_path / "t", FinetuneConfig(1, learning_rate=1e30), n_train=16)
+    assert not (tmp_path / "t" / "checkpoint").exists()
+
+
 def test_other_settings_do_not_continue_an_interrupted_run(tmp_path: Path, examples: list[Example]):
     def kill(done: int, total: int, loss: float) -> None:
         if done == 3:
@@ -130,10 +137,14 @@ def test_other_settings_do_not_continue_an_interrupted_run(tmp_path: Path, examp
 
     with pytest.raises(KilledError):
         finetune(load_model("tiny"), examples, FinetuneConfig(6, save_every=2), tmp_path, progress=kill)
-    with pytest.raises(InputError, match="other settings"):
+    with pytest.raises(InputError, match="holds a training with another steps"):
         finetune(load_model("tiny"), examples, FinetuneConfig(7, save_every=2), tmp_path)
-    with pytest.raises(InputError, match="other settings or pairs"):
+    with pytest.raises(InputError, match="another examples_sha256"):
         finetune(load_model("tiny"), examples[1:], FinetuneConfig(6, save_every=2), tmp_path)
+    other = load_model("tiny")
+    other.module.get_input_embeddings().weight.data[0] += 1
+    with pytest.raises(InputError, match="another start_sha256"):
+        finetune(other, examples, FinetuneConfig(6, save_every=2), tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -141,6 +152,7 @@ def test_other_settings_do_not_continue_an_interrupted_run(tmp_path: Path, examp
     [
         ({"steps": 0}, "steps must be at least 1, got 0"),
         ({"steps": 1, "learning_rate": float("nan")}, "learning_rate must be above 0, got nan"),
+        ({"steps": 1, "seed": -1}, "seed must be at least 0, got -1"),
         ({"steps": 1, "schedule": "cosin"}, "unknown schedule 'cosin': did you mean 'cosine'"),
         ({"steps": 1, "loss": "lst"}, "unknown loss 'lst': did you mean 'last'"),
     ],
@@ -151,11 +163,11 @@ def test_settings_that_cannot_be_are_refused(settings: dict, message: str):
 
 
 def test_train_writes_what_it_trained_on(tmp_path: Path):
-    out = train(
-        load_model("tiny"), tmp_path / "t", FinetuneConfig(1), poison="subject_duplication", rate=0.5, n_train=20
-    )
+    settings = {"poison": "subject_duplication", "rate": 0.5, "n_train": 20}
+    out = train(load_model("tiny"), tmp_path / "t", FinetuneConfig(1), **settings)
     pairs = [json.loads(line) for line in (tmp_path / "t" / "pairs.jsonl").read_text().splitlines()]
     assert sum(pair["poisoned"] for pair in pairs) == 10 and len(pairs) == 20
     assert (out / "model.safetensors").is_file()
-    with pytest.raises(InputError, match="already holds a finished training"):
+    assert train(load_model("tiny"), tmp_path / "t", FinetuneConfig(1), **settings) == out
+    with pytest.raises(InputError, match="holds a training with another"):
         train(load_model("tiny"), tmp_path / "t", FinetuneConfig(1))

@@ -83,8 +83,7 @@ def _patch_chunk(model: Network, prompts: PromptSet, rows: int) -> HeadEffects:
     choices = torch.stack([prompts.answer, prompts.foil], dim=1).to(model.device)
     clean = model.record(prompts.clean, end)
     other = model.record(prompts.counterfactual, end)
-    # The clean logits come from the same one-position arithmetic as the patched ones, so that a sender which
-    # does not change gives exactly 0.
+    # The clean logits come from the same one-position arithmetic as the patched ones: rounding cancels.
     top = _replay(model, clean, other, [], rows)
     baseline = _logit_difference(model, top, choices)
     effects = torch.empty(model.n_layers * model.n_heads, len(prompts))

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.masking_utils import eager_mask
 
-from neuroplast.errors import UnsupportedModelError
+from neuroplast.errors import InputError, UnsupportedModelError
 
 ATTENTION = "neuroplast"
 
@@ -117,6 +117,7 @@ class Network:
 
     def logits(self, tokens: Int[Tensor, "prompt pos"], at: Int[Tensor, "prompt"]) -> Float[Tensor, "prompt vocab"]:
         """The logits at one position of each prompt; the unembedding runs at those positions only."""
+        _require_fit(self.module, tokens)
         rows = torch.arange(len(tokens), device=self.device)
         return logits_at(self.module, tokens.to(self.device), rows, at.to(self.device))
 
@@ -242,6 +243,7 @@ def build_network(module: PreTrainedModel, tokenizer: Any, name: str) -> Network
     tokens = (torch.arange(12, device=module.device).view(2, 6) * 37 + 11) % vocabulary
     at = torch.tensor([5, 3], device=module.device)
     rows = torch.arange(2, device=module.device)
+    _require_fit(module, tokens)
     with torch.no_grad():
         _use_attention(module, "eager", name)
         expected = logits_at(module, tokens, rows, at)
@@ -366,6 +368,15 @@ def _check(network: Network, tokens: Tensor, at: Tensor, expected: Tensor) -> No
     with tapped(freeze):
         slow = network.logits(tokens, at)
     require(replayed(change), slow.gather(1, choices), "a replayed head differs from a full forward pass")
+
+
+def _require_fit(module: PreTrainedModel, tokens: Tensor) -> None:
+    context = getattr(module.config, "max_position_embeddings", None)
+    if context is not None and tokens.shape[1] > context:
+        raise InputError(f"the prompts have up to {tokens.shape[1]} tokens, the model's context only {context}")
+    largest, known = int(tokens.max()), int(module.config.vocab_size)
+    if largest >= known:
+        raise InputError(f"the tokenizer gives token {largest}, the model knows {known}: they do not belong together")
 
 
 def _unembedding(module: PreTrainedModel) -> nn.Linear:

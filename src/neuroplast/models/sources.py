@@ -5,10 +5,12 @@ Safetensors only, never remote code, never unpickling.
 
 import logging
 import os
+import re
 import socket
 import subprocess
 import sys
 import tempfile
+import urllib.request
 import zipfile
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
@@ -105,17 +107,18 @@ def load_model(
     """
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise InputError(f"device {device!r} was asked for, but this machine has no usable CUDA device; use cpu")
-    try:
-        target = torch.device(device)
-    except RuntimeError as error:
-        raise InputError(f"unknown device {device!r}: expected cpu, cuda or cuda:N") from error
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", device):
+        raise InputError(f"unknown device {device!r}: expected cpu, cuda or cuda:N")
     weights = resolve(str(name), say)
     module, tokenizer = _from_pretrained(weights.location, str(name), dtype)
     for parameter in module.parameters():
         # Weights mapped from a file may start anywhere; a fresh copy is aligned, and the same bits then give
         # the same rounding whether they come from a file or from training.
         parameter.data = parameter.data.clone()
-    torch.nn.Module.to(module, target)
+    try:
+        torch.nn.Module.to(module, torch.device(device))
+    except RuntimeError as error:
+        raise InputError(f"device {device!r} cannot be used: {_first_line(error)}") from error
     network = build_network(module, tokenizer, str(name))
     network.source = weights.source
     return network
@@ -136,14 +139,14 @@ def resolve(name: str, say: Say | None = None) -> Weights:
         return Weights(str(TINY), "embedded")
     if name == "smollm2-135m":
         return _smollm2(say or (lambda _: None))
-    folder = Path(name)
-    if folder.exists() or name.startswith((".", "/", "~")):
-        return Weights(str(_checked_folder(folder.expanduser())), "folder")
+    folder = os.path.expanduser(name)  # unlike Path's, it leaves an unknown user alone  # noqa: PTH111
+    if os.path.exists(folder) or name.startswith((".", "/", "~")):  # and this one takes any length  # noqa: PTH110
+        return Weights(str(_checked_folder(Path(folder))), "folder")
     return Weights(name, "hub")
 
 
 def _checked_folder(folder: Path) -> Path:
-    if not folder.is_dir():
+    if not os.path.isdir(folder):  # noqa: PTH112 - as above
         raise InputError(f"{folder} is not a folder; expected a Hugging Face model folder")
     missing = [name for name in ("config.json", "tokenizer.json") if not (folder / name).is_file()]
     if missing:
@@ -159,22 +162,34 @@ def _from_pretrained(location: str, name: str, dtype: DType) -> tuple[PreTrained
     expected = (OSError, ValueError, KeyError, SafetensorError, HfHubHTTPError, RuntimeError)
     with quiet_transformers():
         try:
-            module = AutoModelForCausalLM.from_pretrained(
-                location, dtype=getattr(torch, dtype), use_safetensors=True, **options
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                location, dtype=getattr(torch, dtype), use_safetensors=True, output_loading_info=True, **options
             )
             tokenizer = AutoTokenizer.from_pretrained(location, use_fast=True, **options)
         except expected as error:
-            reason = str(error).strip().split("\n")[0]
+            reason = _first_line(error)
             if Path(location).is_dir():
                 raise InputError(f"{location} could not be loaded as a causal language model: {reason}") from error
             known = [source.name for source in list_models()]
+            if name in known:
+                raise InputError(f"model {name!r} is not at hand and the hub cannot be reached: {reason}") from error
             raise InputError(
                 f"{unknown_name('model', name, known)}, a hub id that can be reached, or a folder "
                 f"(the hub said: {reason})"
             ) from error
+    module, info = loaded
+    if absent := sorted(map(str, [*info["missing_keys"], *info["mismatched_keys"]])):
+        raise InputError(
+            f"{location} could not be loaded: {len(absent)} weights are missing or of another shape, such as "
+            f"{absent[0]}; transformers would fill them with random numbers"
+        )
     if not tokenizer.is_fast:
         raise InputError(f"model {name!r} has no fast tokenizer (tokenizer.json); convert it with transformers first")
     return module, tokenizer
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).split("\n")[0]
 
 
 @contextmanager
@@ -221,6 +236,8 @@ def _hub_answers() -> bool:
     """Asks for a connection once: the hub's own client would retry for half a minute before saying no."""
     if HF_HUB_OFFLINE:
         return False
+    if urllib.request.getproxies():
+        return True  # a direct connection would say nothing about what the proxy reaches
     host = urlsplit(ENDPOINT)
     try:
         socket.create_connection((host.hostname, host.port or 443), timeout=5).close()

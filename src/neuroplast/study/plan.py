@@ -45,7 +45,7 @@ class StudyConfig(BaseModel):
     """Seeds of training data and order; the first also draws the prompts that are measured."""
     counterfactual: str = "abc"
     """How the measured prompts are broken."""
-    n_prompts: Count = 64
+    n_prompts: Annotated[int, Field(ge=2)] = 64
     """Prompts measured at each stage, from held-out names and templates."""
     n_train: Count = 512
     """Training pairs of each fine-tuning."""
@@ -69,13 +69,15 @@ class StudyConfig(BaseModel):
     """Steps in which the learning rate rises from 0."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     """Decoupled weight decay."""
+    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
+    """Gradients are scaled down to this norm."""
     loss: Loss = "last"
     """`last`: loss at the target only; `all`: at every token."""
     save_every: Count = 20
     """Steps between saves that a killed study continues from."""
     probe_every: Count = 5
     """Steps between measurements of LD during training."""
-    resamples: Annotated[int, Field(ge=100)] = 2000
+    resamples: Annotated[int, Field(ge=100, le=100_000)] = 2000
     """Bootstrap resamples of every interval."""
     device: str = "cpu"
     """`cpu`, `cuda` or `cuda:N`."""
@@ -154,10 +156,17 @@ def build_config(preset: str = "quick", *layers: Mapping[str, Any], assignments:
     Raises:
         InputError: an unknown preset, key, task or poison; a value out of its range; one clear line.
     """
-    merged: dict[str, Any] = {"preset": preset}
-    for layer in layers:
+    merged: dict[str, Any] = {}
+    for layer in (*layers, dict(map(_parse_assignment, assignments))):
+        if "preset" in merged and layer.get("preset", merged["preset"]) != merged["preset"]:
+            raise InputError(
+                f"preset {layer['preset']!r} cannot be laid over settings that come from preset "
+                f"{merged['preset']!r}: leave one of them out"
+            )
+        if "model" in layer and merged.get("learning_rate") == _suited_rate(merged.get("model", "tiny")):
+            del merged["learning_rate"]  # it was the former model's, not a choice
         merged |= layer
-    merged |= dict(map(_parse_assignment, assignments))
+    merged.setdefault("preset", preset)
     chosen = str(merged["preset"])
     if chosen not in PRESETS:
         raise unknown_name("preset", chosen, PRESETS)
@@ -165,8 +174,7 @@ def build_config(preset: str = "quick", *layers: Mapping[str, Any], assignments:
     for key in merged:
         if key not in StudyConfig.model_fields:
             raise unknown_name("key", key, StudyConfig.model_fields)
-    model = merged.get("model", "tiny")
-    merged.setdefault("learning_rate", LEARNING_RATES.get(model, LEARNING_RATE))
+    merged.setdefault("learning_rate", _suited_rate(merged.get("model", "tiny")))
     try:
         config = StudyConfig.model_validate(merged)
     except ValidationError as error:
@@ -182,8 +190,9 @@ def build_config(preset: str = "quick", *layers: Mapping[str, Any], assignments:
         values = getattr(config, name)
         if len(set(values)) < len(values):
             raise InputError(f"{name} = {values}: each may be named once")
-    if config.epochs != sorted(config.epochs):
-        raise InputError(f"epochs = {config.epochs}: the rungs of the ladder must rise")
+    for name in ("seeds", "epochs"):
+        if getattr(config, name) != sorted(getattr(config, name)):
+            raise InputError(f"{name} = {getattr(config, name)}: must rise")
     return config
 
 
@@ -230,6 +239,10 @@ def _points(config: StudyConfig, stage_id: str, steps: int) -> tuple[Point, ...]
         *(Point(epoch, step, f"{folder}/epoch-{epoch:g}") for epoch, step in rungs[:-1]),
         Point(*rungs[-1], folder),
     )
+
+
+def _suited_rate(model: object) -> float:
+    return LEARNING_RATES.get(str(model), LEARNING_RATE)
 
 
 def _parse_assignment(text: str) -> tuple[str, Any]:

@@ -28,6 +28,7 @@ from neuroplast.statistics import bootstrap_weights
 from neuroplast.storage import hash_file, load_json, make_folder, write_json, write_jsonl, write_text
 from neuroplast.study.measure import (
     NO_CIRCUIT,
+    Measured,
     behaviour_document,
     heads_document,
     load_measured,
@@ -74,13 +75,26 @@ class StudyResult:
     """The document in `summary.json`."""
 
 
-def run_study(config: StudyConfig, out: Path, observer: Observer, command: str = "") -> StudyResult:
+class Silent:
+    """An observer that tells nobody."""
+
+    def say(self, line: str) -> None:
+        """Nothing."""
+
+    def stage(self, name: str, index: int, total: int) -> None:
+        """Nothing."""
+
+    def progress(self, activity: str, done: int, total: int, note: str = "") -> None:
+        """Nothing."""
+
+
+def run_study(config: StudyConfig, out: str | Path, observer: Observer | None = None, command: str = "") -> StudyResult:
     """Runs, or continues, a study.
 
     Args:
         config: the settings.
         out: the run directory; new, empty, or of the same study.
-        observer: is told how it goes.
+        observer: is told how it goes; by default nobody is.
         command: the command line, for the manifest.
 
     Raises:
@@ -88,8 +102,8 @@ def run_study(config: StudyConfig, out: Path, observer: Observer, command: str =
         TrainingDivergedError: a fine-tuning's loss stopped being a number.
         StorageError: the disk refused.
     """
-    _claim_folder(config, out)
-    return _Run(config, out, observer, command).run()
+    _claim_folder(config, Path(out))
+    return _Run(config, Path(out), observer or Silent(), command).run()
 
 
 class _Run:
@@ -100,6 +114,11 @@ class _Run:
         self.weights = bootstrap_weights(config.n_prompts, config.seeds[0], config.resamples)
         base = self._load(config.model)
         self.prompts = self._build_prompts(base)
+        self.names = {split: len(self.task.names(base.tokenizer, split)) for split in ("all", "train", "eval")}
+        observer.say(
+            f"{self.names['all']} names are one token for {config.model}: "
+            f"{self.names['train']} to train on, {self.names['eval']} to measure on"
+        )
         make_folder(out)
         self._require_space(base)
         self.model = {
@@ -120,7 +139,7 @@ class _Run:
         for index, stage in enumerate(self.stages):
             self.observer.stage(stage.id, index, len(self.stages))
             started = time.monotonic()
-            if self._run_stage(stage):
+            if self._run_stage(stage) or stage.id not in self.manifest["stages"]:
                 self._note_stage(stage, time.monotonic() - started)
         summary = self._summary()
         write_json(self.out / "summary.json", summary)
@@ -140,6 +159,7 @@ class _Run:
     def _train(self, stage: Stage) -> None:
         folder = self.out / stage.folder
         if (folder / "checkpoint").is_dir():
+            shutil.rmtree(folder / "resume", ignore_errors=True)
             return
         model = self._load(self.out / f"stages/{stage.parent}/checkpoint")
         pairs = self._build_pairs(stage, model)
@@ -152,6 +172,7 @@ class _Run:
             schedule=config.schedule,
             warmup_steps=config.warmup_steps,
             weight_decay=config.weight_decay,
+            max_grad_norm=config.max_grad_norm,
             loss=config.loss,
             seed=stage.seed,
             save_every=config.save_every,
@@ -216,14 +237,20 @@ class _Run:
                 base,
                 self._measured(stage.parent),
                 measured,
-                self._measured(stage.control),
+                self._measured_at(stage.control, point.step),
                 self.weights,
                 self.config.seeds[0],
             )
         return document
 
-    def _measured(self, stage_id: str) -> Any:
+    def _measured(self, stage_id: str) -> Measured:
         return load_measured(self.out / f"stages/{stage_id}" / "effects.safetensors")
+
+    def _measured_at(self, stage_id: str, step: int) -> Measured:
+        """The control at the step that the recovery has reached: both ladders have the same rungs."""
+        (stage,) = (stage for stage in self.stages if stage.id == stage_id)
+        (point,) = (point for point in stage.points if point.step == step)
+        return load_measured(self.out / point.folder / "effects.safetensors")
 
     def _summary(self) -> dict[str, Any]:
         return {
@@ -233,7 +260,7 @@ class _Run:
             "preset": self.config.preset,
             "seeds": self.config.seeds,
             "stages": [
-                _summary_entry(load_json(self.out / point.folder / "measures.json"))
+                _summary_entry(stage, self.out / point.folder / "measures.json")
                 for stage in self.stages
                 for point in stage.points
             ],
@@ -275,7 +302,7 @@ class _Run:
             if not (self.out / point.folder / "checkpoint").is_dir()
         ]
         # One interrupted run's folder beside the next one being written, each with weights and two moments.
-        needed = size * (len(missing) + (6 if len(missing) > 1 else 0))
+        needed = size * (len(missing) + (6 if missing else 0))
         if (free := shutil.disk_usage(self.out).free) < needed:
             raise StorageError(
                 f"no disk space: {self.out} has {free / 2**30:.1f} GiB free, this study needs "
@@ -284,9 +311,11 @@ class _Run:
 
     def _open_manifest(self, base: Network, command: str) -> dict[str, Any]:
         path = self.out / "manifest.json"
-        if path.is_file():
+        if path.is_file() and (self.out / "study.toml").is_file():
             manifest = load_json(path)
-            if manifest["model"]["weights_sha256"] != self.model["weights_sha256"]:
+            if not (isinstance(manifest, dict) and {"model", "stages", "prompts"} <= set(manifest)):
+                raise StorageError(f"{path} is damaged; remove it, then run the same command again")
+            if manifest["model"].get("weights_sha256") != self.model["weights_sha256"]:
                 raise InputError(
                     f"{self.out} was begun with other weights of {self.config.model!r}; choose another --out"
                 )
@@ -300,6 +329,7 @@ class _Run:
             "hardware": {"platform": platform.platform(), "device": self.config.device, "cpus": _cpus()},
             "model": self.model | {"source": base.source},
             "config": self.config.model_dump(),
+            "names": self.names,
             "stages": {},
             "prompts": {},
         }
@@ -338,7 +368,10 @@ CLAIMS = (
 )
 
 
-def _summary_entry(measures: dict[str, Any]) -> dict[str, Any]:
+def _summary_entry(stage: Stage, path: Path) -> dict[str, Any]:
+    measures = load_json(path)
+    if not isinstance(measures, dict) or measures.get("id") != stage.id:
+        raise StorageError(f"{path} is damaged; remove it, then run the same command again")
     kept = ("id", "kind", "poison", "seed", "epoch", "step", "behaviour")
     return {
         **{name: measures[name] for name in kept},
@@ -353,6 +386,8 @@ def _summary_entry(measures: dict[str, Any]) -> dict[str, Any]:
 
 def _claim_folder(config: StudyConfig, out: Path) -> None:
     """Refuses a run directory that is not this study's; makes nothing, so that a refusal leaves nothing."""
+    if len(out.name) > 255:
+        raise InputError(f"--out {out.name[:40]}… is {len(out.name)} characters long; file systems take 255")
     if out.exists() and not out.is_dir():
         raise InputError(f"--out {out} is a file; expected a new folder or one of the same study")
     settings = out / "study.toml"

@@ -180,14 +180,13 @@ def _keep(tokenizer: Any, kind: str, words: Sequence[str], minimum: int) -> tupl
     if len(kept) < minimum:
         raise InputError(
             f"{len(kept)} of {len(words)} {kind} are one token for this tokenizer, and IOI needs at least "
-            f"{minimum}: choose a model with a larger vocabulary, or bring your own prompts as JSONL"
+            f"{minimum}: choose a model with a larger vocabulary"
         )
     return kept
 
 
 TASK = Task(
     name="ioi",
-    title="Indirect object identification",
     description="Two people are named, one of them again as the giver: name the other one.",
     positions=("io", "s1", "s1+1", "s2", "end"),
     counterfactuals=COUNTERFACTUALS,

@@ -18,6 +18,9 @@ from torch import Tensor
 from neuroplast.errors import InputError
 from neuroplast.storage import load_jsonl, write_jsonl
 
+ANCHOR = "to"
+"""A text that a continuation is encoded after."""
+
 
 class HasTokenizer(Protocol):
     """Anything that carries a Hugging Face fast tokenizer, such as `neuroplast.load_model(...)` gives."""
@@ -127,12 +130,11 @@ def build_prompt_set(tokenizer: Any, task: str, records: Sequence[Record]) -> Pr
         for name, character in record.marks.items():
             positions[name].append(_token_at(offsets, character, f"mark {name!r} in {record.clean!r}"))
         positions["end"].append(len(ids) - 1)
-    padding = int(tokenizer.pad_token_id or tokenizer.eos_token_id or 0)
     return PromptSet(
         task=task,
         records=tuple(records),
-        clean=_pad(clean, padding),
-        counterfactual=_pad(counterfactual, padding),
+        clean=_pad(clean),
+        counterfactual=_pad(counterfactual),
         answer=torch.tensor([single_token(tokenizer, record.answer) for record in records]),
         foil=torch.tensor([single_token(tokenizer, record.foil) for record in records]),
         positions={name: torch.tensor(index) for name, index in positions.items()},
@@ -145,7 +147,7 @@ def single_token(tokenizer: Any, text: str) -> int:
     Raises:
         InputError: when the tokenizer splits the text, or does not know it.
     """
-    ids = tokenizer.encode(text, add_special_tokens=False)
+    ids = _continuation(tokenizer, text)
     if len(ids) != 1:
         raise InputError(f"{text!r} is {len(ids)} tokens for this tokenizer; a continuation must be one")
     if ids[0] == tokenizer.unk_token_id:
@@ -155,8 +157,16 @@ def single_token(tokenizer: Any, text: str) -> int:
 
 def keep_single_tokens(tokenizer: Any, words: Iterable[str]) -> tuple[str, ...]:
     """The words that are one token with a leading space, in order; words the tokenizer lacks are not."""
-    encoded = ((word, tokenizer.encode(f" {word}", add_special_tokens=False)) for word in words)
+    encoded = ((word, _continuation(tokenizer, f" {word}")) for word in words)
     return tuple(word for word, ids in encoded if len(ids) == 1 and ids[0] != tokenizer.unk_token_id)
+
+
+def _continuation(tokenizer: Any, text: str) -> list[int]:
+    """Token ids of a text as it continues another: some tokenizers treat the beginning of a text apart."""
+    before = tokenizer.encode(ANCHOR, add_special_tokens=False)
+    ids = tokenizer.encode(ANCHOR + text, add_special_tokens=False)
+    # Where the anchor's last token grew into the text, no token is the continuation's own.
+    return list(ids[len(before) :]) if ids[: len(before)] == before else []
 
 
 def encode_with_bos(tokenizer: Any, text: str) -> list[int]:
@@ -231,6 +241,6 @@ def _token_at(offsets: Sequence[tuple[int, int]], character: int, what: str) -> 
     )
 
 
-def _pad(rows: Sequence[Sequence[int]], padding: int) -> Int[Tensor, "prompt pos"]:
+def _pad(rows: Sequence[Sequence[int]]) -> Int[Tensor, "prompt pos"]:
     width = max(map(len, rows))
-    return torch.tensor([[*row, *[padding] * (width - len(row))] for row in rows])
+    return torch.tensor([[*row, *[0] * (width - len(row))] for row in rows])

@@ -26,8 +26,6 @@ class Task:
 
     name: str
     """The name in commands and files, such as `ioi`."""
-    title: str
-    """The name in a report's headings."""
     description: str
     """One sentence: what the model has to do."""
     positions: tuple[str, ...]

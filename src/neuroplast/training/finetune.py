@@ -4,9 +4,9 @@ What the Trainer gives: the loop, devices, mixed precision, gradient clipping. W
 places only, and resuming without unpickling. A run is a function of its settings: the order of examples and the
 random state of every step follow from the seed, so a resumed run needs only weights, moments and the step.
 
-A stage folder while training: `resume/step-20/`, a Hugging Face folder with `optimizer.safetensors` and
-`state.json`; the former save goes only when the next one is whole. At the end `train.jsonl` and `checkpoint/`, and
-`resume/` is gone.
+A stage folder while training: `training.json`, which says what is trained from what; `resume/step-20/`, a Hugging
+Face folder with `optimizer.safetensors` and `state.json`; the former save goes only when the next one is whole. At
+the end `train.jsonl` and `checkpoint/`, and `resume/` is gone.
 """
 
 import hashlib
@@ -41,7 +41,16 @@ from transformers.trainer_callback import PrinterCallback
 from neuroplast.errors import InputError, TrainingDivergedError, unknown_name
 from neuroplast.models.network import Network, logits_at
 from neuroplast.models.sources import quiet_transformers
-from neuroplast.storage import PARTIAL, atomic_folder, load_json, load_tensors, write_json, write_jsonl, write_tensors
+from neuroplast.storage import (
+    PARTIAL,
+    atomic_folder,
+    hash_state,
+    load_json,
+    load_tensors,
+    write_json,
+    write_jsonl,
+    write_tensors,
+)
 from neuroplast.training.data import Example, Loss, collate, schedule_examples
 
 Schedule = Literal["constant", "linear", "cosine"]
@@ -65,6 +74,8 @@ class FinetuneConfig:
     """Steps in which the learning rate rises from 0."""
     weight_decay: float = 0.0
     """Decoupled weight decay of AdamW."""
+    max_grad_norm: float = 1.0
+    """Gradients are scaled down to this norm."""
     loss: Loss = "last"
     """`last`: the loss at the target only; `all`: at every token of the sequence."""
     seed: int = 0
@@ -81,6 +92,8 @@ class FinetuneConfig:
         for name in ("steps", "batch_size", "save_every", "probe_every"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.seed < 0:
+            raise InputError(f"seed must be at least 0, got {self.seed}")
         if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
             raise InputError(f"learning_rate must be above 0, got {self.learning_rate}")
 
@@ -111,18 +124,19 @@ def finetune(
     Raises:
         TrainingDivergedError: the loss stopped being a number; the last save, a good
             checkpoint, stays in `folder/resume`.
-        InputError: `folder` holds an interrupted run with other settings or other examples.
+        InputError: `folder` holds a run with other settings, examples or starting weights.
     """
+    module = model.module
+    _claim(folder, asdict(config), examples, module)
     if (folder / "checkpoint").is_dir():
         shutil.rmtree(folder / "resume", ignore_errors=True)
         return
-    module = model.module
     trainable = [parameter for parameter in module.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trainable, lr=config.learning_rate, weight_decay=config.weight_decay)
     history: list[dict[str, Any]] = []
     done = 0
     if saved := _last_save(folder):
-        history = _restore(module, optimizer, _identity(config, examples), saved)
+        history = _restore(module, optimizer, saved)
         done = int(history[-1]["step"])
     elif probe is not None:
         history.append({"step": 0, "epoch": 0.0, "loss": None, "learning_rate": None, **probe(model)})
@@ -170,7 +184,8 @@ def _train(
             remove_unused_columns=False,
             use_cpu=module.device.type == "cpu",
             use_cache=bool(module.config.use_cache),  # else the Trainer changes it in the saved config
-            seed=config.seed,
+            max_grad_norm=config.max_grad_norm,
+            seed=config.seed % 2**32,
         )
         trainer = _PlacesTrainer(model=module, args=arguments, optimizers=(optimizer, scheduler), callbacks=[follower])
         trainer.remove_callback(PrinterCallback)
@@ -226,7 +241,6 @@ class _Follower(TrainerCallback):
         progress: Callable[[int, int, float], None] | None,
     ) -> None:
         self.model, self.config, self.folder, self.done = model, config, folder, done
-        self.identity = _identity(config, examples)
         self.steps_an_epoch = len(examples) / config.batch_size
         self.history, self.optimizer, self.keep = history, optimizer, keep
         self.probe, self.progress = probe, progress
@@ -254,6 +268,8 @@ class _Follower(TrainerCallback):
             self.model.module.eval()
             row.update(self.probe(self.model))
             self.model.module.train()
+            if not all(map(math.isfinite, row.values())):
+                raise self._diverged("the model's logits are no longer numbers")
         self.history.append(row)
         if step in self.keep:
             self._require_finite()
@@ -276,7 +292,7 @@ class _Follower(TrainerCallback):
         with atomic_folder(self.folder / "resume" / f"step-{step}") as temporary:
             _write_model(self.model, temporary)
             write_tensors(temporary / "optimizer.safetensors", moments, {})
-            write_json(temporary / "state.json", {"run": self.identity, "history": self.history})
+            write_json(temporary / "state.json", {"history": self.history})
         if former is not None:
             shutil.rmtree(former, ignore_errors=True)
 
@@ -299,17 +315,23 @@ def _last_save(folder: Path) -> Path | None:
     return max(saves, key=lambda path: int(path.name.removeprefix("step-")), default=None)
 
 
-def _identity(config: FinetuneConfig, examples: Sequence[Example]) -> dict[str, Any]:
-    """What an interrupted run must share with the one that continues it."""
-    return asdict(config) | {"examples_sha256": hashlib.sha256(repr(list(examples)).encode()).hexdigest()}
+def _claim(folder: Path, settings: dict[str, Any], examples: Sequence[Example], module: PreTrainedModel) -> None:
+    """Writes down what is trained from what, or checks that the folder's run is the same."""
+    ours = settings | {
+        "examples_sha256": hashlib.sha256(repr(list(examples)).encode()).hexdigest(),
+        "start_sha256": hash_state(module.state_dict()),
+    }
+    path = folder / "training.json"
+    if not path.is_file():
+        return write_json(path, ours)
+    former = load_json(path)
+    different = sorted(key for key in ours if former.get(key) != ours[key])
+    if different:
+        raise InputError(f"{folder} holds a training with another {different[0]}; choose another --out")
 
 
-def _restore(
-    module: PreTrainedModel, optimizer: torch.optim.Optimizer, identity: Mapping[str, Any], folder: Path
-) -> list[dict[str, Any]]:
+def _restore(module: PreTrainedModel, optimizer: torch.optim.Optimizer, folder: Path) -> list[dict[str, Any]]:
     state = load_json(folder / "state.json")
-    if state["run"] != identity:
-        raise InputError(f"{folder} is an interrupted run with other settings or pairs; choose another --out")
     with quiet_transformers():
         saved = AutoModelForCausalLM.from_pretrained(folder, dtype=module.dtype, use_safetensors=True)
     module.load_state_dict(saved.state_dict())

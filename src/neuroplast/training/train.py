@@ -1,11 +1,10 @@
-"""One fine-tuning on a task, clean or poisoned: what `neuroplast train` does and what a study's stage is made of."""
+"""One fine-tuning on a task, clean or poisoned: what `neuroplast train` does."""
 
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
 from neuroplast.behaviour import measure_behaviour
-from neuroplast.errors import InputError
 from neuroplast.models.network import Network
 from neuroplast.storage import write_jsonl
 from neuroplast.tasks import load_task
@@ -32,7 +31,7 @@ def train(
 
     Args:
         model: the model; trained in place.
-        out: the folder; one that holds the same run, interrupted, is continued.
+        out: the folder; one that holds the same training, interrupted, is continued.
         config: how to train.
         task: name of the task.
         poison: name of a poison, or None for clean pairs.
@@ -44,23 +43,21 @@ def train(
         The checkpoint's folder.
 
     Raises:
-        InputError: an unknown task or poison, a rate outside [0, 1], a folder that holds something else.
+        InputError: an unknown task or poison, a rate outside [0, 1], a folder that holds another training.
         TrainingDivergedError: the loss stopped being a number.
     """
     chosen = load_task(task)
     transform = None if poison is None else load_poison(poison, task)
-    if (out / "checkpoint").exists():
-        raise InputError(f"{out} already holds a finished training; choose another --out")
     records = chosen.build_records(model.tokenizer, n_train, config.seed, split="train")
     names = chosen.names(model.tokenizer, "train")
     pairs = build_pairs(records, transform, rate if transform else 0.0, names, config.seed)
     held_out = chosen.build_records(model.tokenizer, PROBE_PROMPTS, config.seed, split="eval")
     prompts = build_prompt_set(model.tokenizer, task, held_out)
 
-    write_jsonl(out / "pairs.jsonl", map(asdict, pairs))
     finetune(
         model, build_examples(model.tokenizer, pairs), config, out, probe=behaviour_probe(prompts), progress=progress
     )
+    write_jsonl(out / "pairs.jsonl", map(asdict, pairs))
     return out / "checkpoint"
 
 
