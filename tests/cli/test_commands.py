@@ -61,6 +61,8 @@ def bad_folder(tmp_path: Path) -> str:
         (["--model", "tinny"], "unknown model 'tinny': did you mean 'tiny'?"),
         (["--model", "EMPTY"], "is no Hugging Face model folder: it has no config.json"),
         (["--model", "./nowhere"], "is not a folder"),
+        (["--model", "x" * 300], "names no model: File name too long"),
+        (["--model", "~nobody-of-this-name/model"], "names no model"),
         (["--task", "ioo"], "unknown task 'ioo': did you mean 'ioi'?"),
         (["--poison", "name_movin"], "unknown poison 'name_movin': did you mean 'name_moving'?"),
         (["--set", "bach_size=3"], "unknown key 'bach_size': did you mean 'batch_size'?"),

@@ -139,14 +139,16 @@ def resolve(name: str, say: Say | None = None) -> Weights:
         return Weights(str(TINY), "embedded")
     if name == "smollm2-135m":
         return _smollm2(say or (lambda _: None))
-    folder = os.path.expanduser(name)  # unlike Path's, it leaves an unknown user alone  # noqa: PTH111
-    if os.path.exists(folder) or name.startswith((".", "/", "~")):  # and this one takes any length  # noqa: PTH110
-        return Weights(str(_checked_folder(Path(folder))), "folder")
-    return Weights(name, "hub")
+    try:
+        folder = Path(name).expanduser()
+        is_path = folder.exists() or name.startswith((".", "/", "~"))
+    except (OSError, RuntimeError, ValueError) as error:
+        raise InputError(f"{name[:60]!r} names no model: {error.args[-1]}") from error
+    return Weights(str(_checked_folder(folder)), "folder") if is_path else Weights(name, "hub")
 
 
 def _checked_folder(folder: Path) -> Path:
-    if not os.path.isdir(folder):  # noqa: PTH112 - as above
+    if not folder.is_dir():
         raise InputError(f"{folder} is not a folder; expected a Hugging Face model folder")
     missing = [name for name in ("config.json", "tokenizer.json") if not (folder / name).is_file()]
     if missing:
