@@ -2,9 +2,21 @@
 
 from neuroplast.errors import unknown_name
 from neuroplast.tasks import ioi
+from neuroplast.tasks.prompts import PromptSet, Record, build_prompt_set, load_records, save_records
 from neuroplast.tasks.task import Split, Task
 
-__all__ = ["TASKS", "Split", "Task", "ioi", "load_task"]
+__all__ = [
+    "TASKS",
+    "PromptSet",
+    "Record",
+    "Split",
+    "Task",
+    "build_prompt_set",
+    "ioi",
+    "load_records",
+    "load_task",
+    "save_records",
+]
 
 TASKS: dict[str, Task] = {task.name: task for task in (ioi.TASK,)}
 
