@@ -18,6 +18,10 @@ app = typer.Typer(
     help="Shows what fine-tuning does to the circuits inside a language model, and whether the damage heals.",
     pretty_exceptions_enable=False,
 )
+INTERRUPTED = 130
+"""What typer returns where a key interrupted a command."""
+STOPPED = "interrupted; the same command continues where it stopped"
+
 # click's base of everything wrong with a command line, wherever this typer keeps its click
 UsageError: Any = typer.BadParameter.__base__
 
@@ -38,9 +42,11 @@ def main() -> None:
     except NeuroplastError as error:
         code = _fail(str(error), error.exit_code)
     except (KeyboardInterrupt, typer.Abort):
-        code = _fail("interrupted; the same command continues where it stopped", 1)
+        code = _fail(STOPPED, 1)
     except UsageError as error:
         code = _fail(error.format_message(), 2)
+    if code == INTERRUPTED:
+        code = _fail(STOPPED, 1)
     sys.exit(code if isinstance(code, int) else 0)
 
 

@@ -3,6 +3,7 @@
 An interrupted write leaves only a `*.partial` sibling, which the next write removes.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -83,9 +84,11 @@ def _disk_errors(path: Path) -> Generator[None]:
         yield
     except (OSError, SafetensorError) as error:
         reason = (error.strerror if isinstance(error, OSError) else None) or error
+        full = isinstance(error, SafetensorError) or error.errno in (errno.ENOSPC, errno.EDQUOT)
+        advice = "Free some space" if full else "See to it"
         raise StorageError(
             f"could not write {path}: {reason}; nothing half-written was kept. "
-            "Free some space or choose another --out, then run the same command again"
+            f"{advice} or choose another --out, then run the same command again"
         ) from error
 
 
@@ -167,7 +170,7 @@ def load_tensors(path: Path) -> "dict[str, Tensor]":
     try:
         return load_file(path)
     except (OSError, SafetensorError) as error:
-        raise StorageError(f"could not read {path}: {error}") from error
+        raise StorageError(f"could not read {path}: {error}; remove it, then run the same command again") from error
 
 
 def hash_file(path: Path) -> str:

@@ -7,6 +7,24 @@ import pytest
 
 from neuroplast import cli
 
+# Runs the command line in a process of its own that gets the signal of Ctrl-C in its fourth training step.
+DRIVER = """
+import os, signal, sys
+from neuroplast.cli import main
+from neuroplast.training import finetune
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+follower, left = finetune.__globals__["_Follower"], [4]
+former = follower.on_step_end
+def interrupted(*args, **kwargs):
+    left[0] -= 1
+    if left[0] == 0:
+        os.kill(os.getpid(), signal.SIGINT)
+    return former(*args, **kwargs)
+follower.on_step_end = interrupted
+main()
+"""
+
 
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
@@ -72,7 +90,10 @@ def bad_folder(tmp_path: Path) -> str:
         (["--device", "toaster"], "unknown device 'toaster'"),
         (["--device", "meta"], "unknown device 'meta'"),
         (["--model", "gpt2"], "model 'gpt2' is not at hand and the hub cannot be reached"),
-        (["--out", "x" * 300], "characters long"),
+        (["--out", "x" * 300], "--out cannot be used: File name too long"),
+        (["--out", "x/" * 3000], "--out cannot be used: File name too long"),
+        (["--out", f"{__file__}/run"], "a file or a broken link stands in its way"),
+        (["--set", "n_train=1000000000000"], "n_train = 1000000000000"),
         (["--preset", "quik"], "unknown preset 'quik': did you mean 'quick'?"),
         (["--config", "none.toml"], "could not read none.toml"),
         (["--no-such-option"], "No such option"),
@@ -107,6 +128,14 @@ def test_a_path_that_looks_like_markup_is_printed_as_it_is(run, tmp_path: Path):
     out = tmp_path / "[red]x[/x]"
     code, text, _ = run("train", "--steps", "1", "--n-train", "16", "--out", str(out))
     assert code == 0 and str(out / "checkpoint") in text
+
+
+def test_an_interrupted_study_says_how_to_go_on_and_goes_on(run, tmp_path: Path):
+    words = [sys.executable, "-c", DRIVER, "study", "--preset", "smoke", "--out", str(tmp_path / "run"), "--quiet"]
+    done = subprocess.run(words, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == "error: interrupted; the same command continues where it stopped\n"
+    assert run(*words[3:])[0] == 0 and (tmp_path / "run" / "summary.json").is_file()
 
 
 def test_without_a_command_the_help_is_shown(run):

@@ -195,6 +195,27 @@ def test_a_damaged_file_of_a_run_is_named(run: Path, tmp_path: Path, name: str):
     assert run_study(smoke(), tmp_path / "run").summary == document(run / "summary.json")
 
 
+@pytest.mark.parametrize(
+    ("name", "gone"),
+    [
+        ("stages/tuned/effects.safetensors", ["stages/tuned/measures.json"]),
+        (
+            "stages/tuned/checkpoint/model.safetensors",
+            ["stages/tuned/measures.json", "stages/tuned/effects.safetensors"],
+        ),
+        ("stages/tuned/measures.json", []),
+    ],
+)
+def test_a_damaged_file_that_is_needed_is_named_with_what_to_do(run: Path, tmp_path: Path, name: str, gone: list[str]):
+    shutil.copytree(run, tmp_path / "run")
+    broken = tmp_path / "run" / name
+    broken.write_bytes(b'{"id": "tuned"}' if name.endswith("json") else broken.read_bytes()[:500])
+    for other in gone:
+        (tmp_path / "run" / other).unlink()
+    with pytest.raises(StorageError, match="remove it, then run the same command again"):
+        run_study(smoke(), tmp_path / "run")
+
+
 def test_a_folder_with_other_things_in_it_is_refused(tmp_path: Path):
     (tmp_path / "thesis.txt").write_text("mine")
     with pytest.raises(InputError, match="not empty and holds no study"):
@@ -221,7 +242,8 @@ def test_too_little_disk_space_is_told_before_anything_is_trained(tmp_path: Path
     with pytest.raises(StorageError, match="no disk space") as caught:
         run_study(smoke(), tmp_path / "run", Silent())
     assert caught.value.exit_code == 2
-    assert not list((tmp_path / "run").rglob("*.safetensors"))
+    assert "needs 0.1 MiB" not in str(caught.value) and "MiB for its checkpoints" in str(caught.value)
+    assert not (tmp_path / "run").exists()
 
 
 def test_several_seeds_share_one_base_and_a_ladder_gives_a_row_a_rung(tmp_path: Path):

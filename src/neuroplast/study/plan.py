@@ -23,7 +23,7 @@ from neuroplast.training.data import Loss
 from neuroplast.training.finetune import Schedule
 
 Kind = Literal["base", "tuned", "poisoned", "recovered", "control"]
-Count = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=1, le=1_000_000)]
 
 CONTROL = "equal_steps"
 
@@ -45,7 +45,7 @@ class StudyConfig(BaseModel):
     """Seeds of training data and order; the first also draws the prompts that are measured."""
     counterfactual: str = "abc"
     """How the measured prompts are broken."""
-    n_prompts: Annotated[int, Field(ge=2)] = 64
+    n_prompts: Annotated[int, Field(ge=2, le=1_000_000)] = 64
     """Prompts measured at each stage, from held-out names and templates."""
     n_train: Count = 512
     """Training pairs of each fine-tuning."""
@@ -203,7 +203,7 @@ def load_config(path: Path) -> dict[str, Any]:
         InputError: the file cannot be read or is not TOML.
     """
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:
         raise InputError(f"could not read {path} as TOML: {error}") from error
 

@@ -102,7 +102,10 @@ def run_study(config: StudyConfig, out: str | Path, observer: Observer | None = 
         TrainingDivergedError: a fine-tuning's loss stopped being a number.
         StorageError: the disk refused.
     """
-    _claim_folder(config, Path(out))
+    try:
+        _claim_folder(config, Path(out))
+    except OSError as error:
+        raise InputError(f"--out cannot be used: {error.strerror}; choose another") from error
     return _Run(config, Path(out), observer or Silent(), command).run()
 
 
@@ -119,8 +122,8 @@ class _Run:
             f"{self.names['all']} names are one token for {config.model}: "
             f"{self.names['train']} to train on, {self.names['eval']} to measure on"
         )
-        make_folder(out)
         self._require_space(base)
+        make_folder(out)
         self.model = {
             "name": config.model,
             "architecture": base.architecture,
@@ -291,7 +294,12 @@ class _Run:
         return build_pairs(records, poison, self.config.rate if poison else 0.0, names, seed)
 
     def _load(self, source: str | Path) -> Network:
-        return load_model(source, device=self.config.device, dtype=self.config.dtype, say=self.observer.say)
+        try:
+            return load_model(source, device=self.config.device, dtype=self.config.dtype, say=self.observer.say)
+        except InputError as error:
+            if source == self.config.model:
+                raise
+            raise StorageError(f"{error}; it is this run's own: remove it, then run the same command again") from error
 
     def _require_space(self, model: Network) -> None:
         size = sum(parameter.nbytes for parameter in model.module.parameters())
@@ -303,10 +311,10 @@ class _Run:
         ]
         # One interrupted run's folder beside the next one being written, each with weights and two moments.
         needed = size * (len(missing) + (6 if missing else 0))
-        if (free := shutil.disk_usage(self.out).free) < needed:
+        if (free := shutil.disk_usage(_nearest(self.out)).free) < needed:
             raise StorageError(
-                f"no disk space: {self.out} has {free / 2**30:.1f} GiB free, this study needs "
-                f"{needed / 2**30:.1f} GiB for its checkpoints; free some, or choose another --out"
+                f"no disk space: {self.out} has {_size(free)} free, this study needs "
+                f"{_size(needed)} for its checkpoints; free some, or choose another --out"
             )
 
     def _open_manifest(self, base: Network, command: str) -> dict[str, Any]:
@@ -373,6 +381,8 @@ def _summary_entry(stage: Stage, path: Path) -> dict[str, Any]:
     if not isinstance(measures, dict) or measures.get("id") != stage.id:
         raise StorageError(f"{path} is damaged; remove it, then run the same command again")
     kept = ("id", "kind", "poison", "seed", "epoch", "step", "behaviour")
+    if absent := {*kept, "heads_to_logits", "similarity_to_base", "restoration"} - set(measures):
+        raise StorageError(f"{path} is damaged, it has no {min(absent)}; remove it, then run the same command again")
     return {
         **{name: measures[name] for name in kept},
         "heads_to_logits": {"top": measures["heads_to_logits"]["top"]},
@@ -386,8 +396,6 @@ def _summary_entry(stage: Stage, path: Path) -> dict[str, Any]:
 
 def _claim_folder(config: StudyConfig, out: Path) -> None:
     """Refuses a run directory that is not this study's; makes nothing, so that a refusal leaves nothing."""
-    if len(out.name) > 255:
-        raise InputError(f"--out {out.name[:40]}… is {len(out.name)} characters long; file systems take 255")
     if out.exists() and not out.is_dir():
         raise InputError(f"--out {out} is a file; expected a new folder or one of the same study")
     settings = out / "study.toml"
@@ -405,9 +413,20 @@ def _claim_folder(config: StudyConfig, out: Path) -> None:
                 "choose another --out, or repeat the command that began it"
             )
         return
+    if not _nearest(out).is_dir() or (out.is_symlink() and not out.exists()):
+        raise InputError(f"--out {out} cannot be made: a file or a broken link stands in its way; choose another")
     leftovers = {"manifest.json", "manifest.json.partial", "study.toml.partial"}
     if out.is_dir() and any(entry.name not in leftovers for entry in out.iterdir()):
         raise InputError(f"{out} is not empty and holds no study; choose another --out")
+
+
+def _nearest(path: Path) -> Path:
+    """The path itself, or the nearest folder above it that exists."""
+    return next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.exists())
+
+
+def _size(n_bytes: float) -> str:
+    return f"{n_bytes / 2**30:.1f} GiB" if n_bytes >= 2**30 else f"{n_bytes / 2**20:.1f} MiB"
 
 
 def _now() -> str:
