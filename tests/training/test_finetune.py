@@ -123,6 +123,21 @@ def test_a_diverged_run_stops_and_keeps_the_last_good_checkpoint(tmp_path: Path,
     assert not (tmp_path / "checkpoint").exists()
 
 
+@pytest.mark.parametrize("rest", ["step-9.partial", "step-9.former", "step-x"])
+def test_what_a_kill_left_beside_a_save_is_not_taken_for_one(tmp_path: Path, examples: list[Example], rest: str):
+    def kill(done: int, total: int, loss: float) -> None:
+        if done == 3:
+            (tmp_path / "resume" / rest).mkdir()
+            raise KilledError
+
+    config = FinetuneConfig(4, batch_size=4, save_every=2)
+    with pytest.raises(KilledError):
+        finetune(load_model("tiny"), examples, config, tmp_path, progress=kill)
+    steps: list[int] = []
+    finetune(load_model("tiny"), examples, config, tmp_path, progress=lambda done, *_: steps.append(done))
+    assert steps == [3, 4] and not (tmp_path / "resume").exists()
+
+
 def test_a_last_step_that_diverges_is_told_and_nothing_is_written(tmp_path: Path, examples: list[Example]):
     model = load_model("tiny")
     with pytest.raises(TrainingDivergedError, match="no step had been saved"):

@@ -42,7 +42,6 @@ from neuroplast.errors import InputError, TrainingDivergedError, unknown_name
 from neuroplast.models.network import Network, logits_at
 from neuroplast.models.sources import quiet_transformers
 from neuroplast.storage import (
-    PARTIAL,
     atomic_folder,
     hash_state,
     load_json,
@@ -310,9 +309,9 @@ class _Follower(TrainerCallback):
 
 
 def _last_save(folder: Path) -> Path | None:
-    """The newest whole save; a name that a kill left half-written or half-removed is never the newest."""
-    saves = [path for path in (folder / "resume").glob("step-*") if path.suffix != PARTIAL]
-    return max(saves, key=lambda path: int(path.name.removeprefix("step-")), default=None)
+    """The newest whole save; what a kill left half-written has another name, half-removed is never the newest."""
+    steps = [name for path in (folder / "resume").glob("step-*") if (name := path.name.removeprefix("step-")).isdigit()]
+    return folder / "resume" / f"step-{max(steps, key=int)}" if steps else None
 
 
 def _claim(folder: Path, settings: dict[str, Any], examples: Sequence[Example], module: PreTrainedModel) -> None:
