@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from neuroplast.behaviour import measure_behaviour
+from neuroplast.components import Node
 from neuroplast.interventions.path_patching import path_patch
 from neuroplast.models.network import Network
 from neuroplast.plasticity import Restoration, Sample, restoration, similarity
@@ -108,7 +109,7 @@ def heads_document(measured: Measured, weights: Weights) -> dict[str, Any]:
     order = np.argsort(-np.abs(mean), axis=None, kind="stable")[:TOP_HEADS]
     places = [divmod(int(index), mean.shape[1]) for index in order]
     return {
-        "top": [[f"a{layer}.h{head}", float(mean[layer, head])] for layer, head in places],
+        "top": [[str(Node("head", layer, head)), float(mean[layer, head])] for layer, head in places],
         "mean": mean.tolist(),
         "low": low.tolist(),
         "high": high.tolist(),
