@@ -1,21 +1,10 @@
 """Shared by all tests: shape checks at run time, and tiny random models of the architectures that must agree."""
 
 import os
-from collections.abc import Callable
-from dataclasses import dataclass
 
 import pytest
 import torch
 from jaxtyping import install_import_hook
-from transformers import (
-    AutoModelForCausalLM,
-    Gemma3TextConfig,
-    GPT2Config,
-    GPTNeoXConfig,
-    LlamaConfig,
-    PreTrainedModel,
-    Qwen3Config,
-)
 
 # Tiny matrices gain nothing from a second thread, and subprocesses of the tests must round as this one does.
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -25,61 +14,10 @@ torch.set_num_threads(1)
 SHAPE_CHECKED = ("behaviour", "interventions", "models", "plasticity", "statistics", "training.data")
 install_import_hook([f"neuroplast.{name}" for name in SHAPE_CHECKED], "beartype.beartype")
 
-from neuroplast.models.network import Network, build_network  # noqa: E402
+from architectures import ARCHITECTURES, VOCABULARY, random_model  # noqa: E402
+from neuroplast.models.build import build_network  # noqa: E402
+from neuroplast.models.network import Network  # noqa: E402
 from neuroplast.tasks.prompts import PromptSet  # noqa: E402
-
-VOCABULARY = 60
-SHAPE = {
-    "vocab_size": VOCABULARY,
-    "hidden_size": 32,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "intermediate_size": 48,
-    "max_position_embeddings": 32,
-    "bos_token_id": 0,
-    "eos_token_id": 0,
-    "pad_token_id": 0,
-}
-GROUPED = {"num_key_value_heads": 2, "head_dim": 16}
-
-
-@dataclass(frozen=True)
-class Architecture:
-    """A family's tiny model, and where a test's oracle finds its output projections."""
-
-    config: Callable[[], object]
-    """Builds the configuration."""
-    projection: str
-    """Name of a layer's output projection, with a place for the layer's index."""
-
-
-ARCHITECTURES = {
-    "gpt2": Architecture(
-        lambda: GPT2Config(
-            vocab_size=VOCABULARY, n_embd=32, n_layer=3, n_head=4, n_positions=32, bos_token_id=0, eos_token_id=0
-        ),
-        "transformer.h.{}.attn.c_proj",
-    ),
-    "gpt_neox": Architecture(lambda: GPTNeoXConfig(**SHAPE), "gpt_neox.layers.{}.attention.dense"),
-    "llama": Architecture(lambda: LlamaConfig(**SHAPE, **GROUPED), "model.layers.{}.self_attn.o_proj"),
-    "qwen3": Architecture(lambda: Qwen3Config(**SHAPE, **GROUPED), "model.layers.{}.self_attn.o_proj"),
-    "gemma3": Architecture(
-        lambda: Gemma3TextConfig(**SHAPE, **GROUPED, sliding_window=4), "model.layers.{}.self_attn.o_proj"
-    ),
-}
-
-
-def random_model(family: str) -> PreTrainedModel:
-    """A tiny model with random weights, large enough that every head matters."""
-    torch.manual_seed(7)
-    model = AutoModelForCausalLM.from_config(ARCHITECTURES[family].config()).eval()
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if parameter.ndim > 1:
-                parameter.normal_(std=0.3)
-            elif "bias" in name:
-                parameter.normal_(std=0.1)
-    return model
 
 
 @pytest.fixture(params=sorted(ARCHITECTURES))
@@ -105,6 +43,14 @@ def token_prompts() -> PromptSet:
 
 
 @pytest.fixture
-def projection_name(family: str) -> str:
-    """Where the oracle finds the output projections."""
-    return ARCHITECTURES[family].projection
+def named_prompts() -> PromptSet:
+    """Four random prompts of mixed lengths with named positions; each begins like its counterfactual."""
+    generator = torch.Generator().manual_seed(5)
+    width, lengths = 9, torch.tensor([9, 6, 8, 9])
+    clean, other = torch.randint(1, VOCABULARY, (2, 4, width), generator=generator)
+    same = torch.tensor([2, 1, 0, 3])
+    other = torch.where(torch.arange(width) < same[:, None], clean, other)
+    choices = torch.stack([torch.randperm(VOCABULARY, generator=generator)[:2] for _ in range(4)])
+    # In the first prompt two names fall on one position.
+    positions = {"a": torch.tensor([4, 1, 2, 3]), "b": torch.tensor([4, 3, 5, 6]), "end": lengths - 1}
+    return PromptSet("random", (), clean, other, choices[:, 0], choices[:, 1], positions)

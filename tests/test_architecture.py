@@ -9,14 +9,14 @@ SOURCE = Path(__file__).parents[1] / "src" / "neuroplast"
 
 # Lowest floor first; a part may import parts of its own floor only where ALLOWED says so, and any floor below.
 FLOORS = (
-    {"errors", "components", "storage"},
+    {"errors", "components", "storage", "memory"},
     {"tasks", "models", "statistics"},
     {"behaviour", "interventions"},
     {"training", "plasticity", "report"},
     {"study", "progress"},
     {"cli", "__init__"},
 )
-ALLOWED_BESIDE = {("models", "tasks"), ("storage", "errors"), ("components", "errors")}
+ALLOWED_BESIDE = {("models", "tasks"), ("storage", "errors"), ("components", "errors"), ("memory", "errors")}
 FORBIDDEN = {("report", part) for part in ("models", "tasks", "interventions", "behaviour", "statistics", "plasticity")}
 FLOOR_OF = {part: index for index, floor in enumerate(FLOORS) for part in floor}
 

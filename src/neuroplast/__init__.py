@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from neuroplast.behaviour import measure_behaviour
     from neuroplast.errors import NeuroplastError
     from neuroplast.interventions.path_patching import path_patch
-    from neuroplast.models.network import build_network
+    from neuroplast.models.build import build_network
     from neuroplast.models.sources import list_models, load_model
     from neuroplast.report import write_report
     from neuroplast.study import build_config, run_study
@@ -38,7 +38,7 @@ _HOMES = {
     "FinetuneConfig": "training",
     "NeuroplastError": "errors",
     "build_config": "study",
-    "build_network": "models.network",
+    "build_network": "models.build",
     "list_models": "models.sources",
     "load_model": "models.sources",
     "measure_behaviour": "behaviour",

@@ -1,61 +1,143 @@
-"""Names for the parts of a model: `input`, head `a23.h3`, MLP `m11`, `logits`; with a position `a23.h3@end`."""
+"""Names for the parts of a model.
+
+| name | part |
+|---|---|
+| `input` | the embedding: the residual stream entering layer 0 |
+| `a23.h3` | a head; its value z is what is patched |
+| `a23.h3<q>` | what a head reads: its query, key (`<k>`), value (`<v>`) or attention pattern (`<pattern>`) |
+| `a23` | a whole attention block: its output |
+| `m11` | an MLP |
+| `r5` | the residual stream entering layer 5 |
+| `logits` | the end |
+
+Each may stand at a position: `a23.h3@end`. An edge is `a20.h0->a23.h3<q>`.
+"""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from neuroplast.errors import InputError
 
-NodeKind = Literal["input", "head", "mlp", "logits"]
+NodeKind = Literal["input", "head", "attention", "mlp", "residual", "logits"]
+ReadChannel = Literal["q", "k", "v"]
+"""What a head reads the residual stream through."""
+Channel = ReadChannel | Literal["pattern"]
+READ_CHANNELS: tuple[ReadChannel, ...] = ("q", "k", "v")
 
-_HEAD = re.compile(r"^(?:a(\d+)\.h(\d+)|(\d+)\.(\d+)|L(\d+)H(\d+)|\((\d+),\s*(\d+)\))$", re.IGNORECASE)
-_MLP = re.compile(r"^m(\d+)$", re.IGNORECASE)
+_HEAD = re.compile(
+    r"^(?:a(\d+)\.h(\d+)|(\d+)\.(\d+)|L(\d+)H(\d+)|\((\d+),\s*(\d+)\))(?:<(q|k|v|pattern)>)?$", re.IGNORECASE
+)
+_LAYER = re.compile(r"^([amr])(\d+)$", re.IGNORECASE)
+_CHANNELS: dict[str, Channel] = {"q": "q", "k": "k", "v": "v", "pattern": "pattern"}
+_LAYER_KINDS: dict[str, NodeKind] = {"a": "attention", "m": "mlp", "r": "residual"}
+_DIGITS = 9
+"""More digits than that are no index; Python refuses to convert some thousand of them."""
 
 
-@dataclass(frozen=True, order=True)
+@dataclass(frozen=True)
 class Node:
     """One part of a model, optionally at one named position."""
 
     kind: NodeKind
-    """`input`, `head`, `mlp` or `logits`."""
+    """`input`, `head`, `attention`, `mlp`, `residual` or `logits`."""
     layer: int | None = None
     """Layer index from 0; None for `input` and `logits`."""
     head: int | None = None
     """Head index from 0; None unless `kind` is `head`."""
     position: str | None = None
-    """A named position of the task, such as `end`; None means every position."""
+    """A named position of the task, such as `end`, or a token index; None means every position."""
+    channel: Channel | None = None
+    """What of a head: its query, key, value or pattern; None is the head itself, its output z."""
 
     def __post_init__(self) -> None:
-        if (self.layer is not None) != (self.kind in ("head", "mlp")):
+        if (self.layer is not None) != (self.kind not in ("input", "logits")):
             raise InputError(f"a node of kind {self.kind!r} got layer {self.layer!r}")
         if (self.head is not None) != (self.kind == "head"):
             raise InputError(f"a node of kind {self.kind!r} got head {self.head!r}")
+        if self.channel is not None and self.kind != "head":
+            raise InputError(f"a node of kind {self.kind!r} got channel {self.channel!r}; only heads have channels")
 
     def __str__(self) -> str:
-        names = {"head": f"a{self.layer}.h{self.head}", "mlp": f"m{self.layer}"}
-        return names.get(self.kind, self.kind) + (f"@{self.position}" if self.position else "")
+        letters = {"attention": "a", "mlp": "m", "residual": "r"}
+        name = f"{letters[self.kind]}{self.layer}" if self.kind in letters else self.kind
+        if self.kind == "head":
+            name = f"a{self.layer}.h{self.head}" + (f"<{self.channel}>" if self.channel else "")
+        return name + (f"@{self.position}" if self.position else "")
+
+    def at(self, position: str | None) -> "Node":
+        """The same part at another position."""
+        return replace(self, position=position)
+
+    @property
+    def depth(self) -> float:
+        """Where the part stands in a forward pass: a part can change only parts of greater depth."""
+        if self.layer is None:
+            return -1.0 if self.kind == "input" else float("inf")
+        return self.layer + {"residual": -0.25, "mlp": 0.5}.get(self.kind, 0.0)
+
+
+@dataclass(frozen=True)
+class Edge:
+    """What one part reads of another: `a20.h0->a23.h3<q>`."""
+
+    source: Node
+    """`input`, a head or an MLP."""
+    destination: Node
+    """A head's `<q>`, `<k>` or `<v>`, an MLP, or `logits`."""
+
+    def __post_init__(self) -> None:
+        if self.source.kind not in ("input", "head", "mlp") or self.source.channel:
+            raise InputError(f"an edge begins at input, a head or an MLP, got {self.source}")
+        if not is_receiver(self.destination):
+            raise InputError(f"an edge ends at a head's <q>, <k> or <v>, an MLP or logits, got {self.destination}")
+        if not self.source.depth < self.destination.depth:
+            raise InputError(f"no edge {self}: {self.destination} is computed before {self.source}")
+
+    def __str__(self) -> str:
+        return f"{self.source}->{self.destination}"
+
+
+def is_receiver(node: Node) -> bool:
+    """Whether a node names an input of the model's parts: a head's q, k or v, an MLP, or the logits."""
+    return node.channel in READ_CHANNELS or node.kind in ("mlp", "logits")
 
 
 def parse_node(text: str) -> Node:
     """Reads a node's name.
 
     Args:
-        text: `a23.h3`, `m11`, `input` or `logits`, optionally with `@position`; for heads also `23.3`,
-            `L23H3` and `(23, 3)`.
+        text: a name of the table above, optionally with `@position`; for heads also `23.3`, `L23H3` and `(23, 3)`.
 
     Raises:
         InputError: when the text is none of these.
     """
-    name, _, position = text.strip().partition("@")
+    name, at, position = text.strip().partition("@")
     where = position or None
-    if name in ("input", "logits"):
+    if name in ("input", "logits") and not (at and not position):
         return Node("input" if name == "input" else "logits", position=where)
-    if match := _HEAD.match(name):
-        layer, head = (int(part) for part in match.groups() if part is not None)
-        return Node("head", layer, head, where)
-    if match := _MLP.match(name):
-        return Node("mlp", int(match.group(1)), position=where)
+    longest = max(map(len, re.findall(r"\d+", name)), default=0)
+    if longest <= _DIGITS and not (at and not position):
+        if match := _HEAD.match(name):
+            *indices, channel = match.groups()
+            layer, head = (int(part) for part in indices if part is not None)
+            return Node("head", layer, head, where, _CHANNELS[channel.lower()] if channel else None)
+        if match := _LAYER.match(name):
+            return Node(_LAYER_KINDS[match.group(1).lower()], int(match.group(2)), position=where)
     raise InputError(
-        f"not the name of a node: {text!r}; expected input, a LAYER.h HEAD such as a23.h3, "
-        "an MLP such as m11, or logits, optionally with @position"
+        f"not the name of a node: {text[:60]!r}; expected input, a head such as a23.h3 or a23.h3<q>, "
+        "an attention block such as a23, an MLP such as m11, a residual stream such as r5, or logits, "
+        "optionally with @position"
     )
+
+
+def parse_edge(text: str) -> Edge:
+    """Reads an edge's name, such as `a20.h0->a23.h3<q>` or `m3->logits`.
+
+    Raises:
+        InputError: when the text is no edge.
+    """
+    source, arrow, destination = text.partition("->")
+    if not arrow:
+        raise InputError(f"not the name of an edge: {text[:60]!r}; expected SOURCE->DESTINATION")
+    return Edge(parse_node(source), parse_node(destination))

@@ -1,10 +1,12 @@
 import pytest
 import torch
-from torch import nn
 from transformers import AutoModelForCausalLM, BloomConfig, Gemma2Config, GPTJConfig, MambaConfig, OPTConfig, PhiConfig
 
 from neuroplast.errors import InputError, UnsupportedModelError
-from neuroplast.models.network import Network, build_network, logits_at, tapped
+from neuroplast.models.attention import AttentionCall, tapped
+from neuroplast.models.build import build_network
+from neuroplast.models.network import Network, logits_at
+from neuroplast.models.replay import at_positions, record
 from neuroplast.tasks.prompts import PromptSet
 
 SMALL = {"vocab_size": 60, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
@@ -21,22 +23,24 @@ def test_logits_at_a_position_are_those_of_the_plain_model(network: Network, tok
 
 
 def test_a_recording_adds_up_to_the_attention_output(network: Network, token_prompts: PromptSet):
-    recording = network.record(token_prompts.clean, token_prompts.positions["end"])
-    zeros = network.record(token_prompts.counterfactual, token_prompts.positions["end"])
+    recording = record(network, token_prompts.clean, ["z", "attention"])
+    zeros = record(network, token_prompts.counterfactual, ["z", "attention"])
     for layer in range(network.n_layers):
         change = recording.z[layer] - zeros.z[layer]
-        summed = torch.einsum("phf,hfd->pd", change, network.head_weights(layer))
+        summed = torch.einsum("pthf,hfd->ptd", change, network.head_weights(layer))
         torch.testing.assert_close(summed, recording.attention[layer] - zeros.attention[layer], atol=1e-4, rtol=1e-4)
 
 
 def test_replaying_every_layer_gives_the_models_own_logits(network: Network, token_prompts: PromptSet):
-    recording = network.record(token_prompts.clean, token_prompts.positions["end"])
-    residual = recording.residual[0]
+    recording = record(network, token_prompts.clean, ["residual", "attention"])
+    end = token_prompts.positions["end"][:, None]
+    residual = at_positions(recording.residual[0], end)
     for layer in range(network.n_layers):
-        residual = network.replay_layer(layer, residual, recording.attention[layer])
+        residual = network.run_layer(layer, residual, attention=at_positions(recording.attention[layer], end))
     choices = torch.stack([token_prompts.answer, token_prompts.foil], dim=1)
+    logits = network.logits(token_prompts.clean, token_prompts.positions["end"])
     torch.testing.assert_close(
-        network.readout(residual, choices), recording.logits.gather(1, choices), atol=1e-4, rtol=1e-4
+        network.readout(residual[:, 0], choices), logits.gather(1, choices), atol=1e-4, rtol=1e-4
     )
 
 
@@ -44,14 +48,14 @@ def test_nothing_is_left_behind_after_an_error(network: Network, token_prompts: 
     end = token_prompts.positions["end"]
     before = network.logits(token_prompts.clean, end)
 
-    def fails(module: nn.Module, z: torch.Tensor) -> torch.Tensor:
+    def fails(call: AttentionCall) -> torch.Tensor:
         raise RuntimeError("in the middle")
 
     with pytest.raises(RuntimeError, match="in the middle"), tapped(fails):
         network.logits(token_prompts.clean, end)
     rows = torch.zeros(2, network.d_model)
     with pytest.raises(RuntimeError, match="dtype"):
-        network.replay_layer(0, rows.double(), rows.double())
+        network.run_layer(0, rows[None].double(), attention=rows[None].double())
     with pytest.raises(IndexError):
         network.readout(rows, torch.tensor([[10_000], [0]]))
     assert torch.equal(network.logits(token_prompts.clean, end), before)

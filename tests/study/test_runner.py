@@ -29,7 +29,7 @@ from neuroplast.training import finetune
 
 out, where, count = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
 left = [count]
-HOMES = {"training": (finetune.__globals__["_Follower"], "on_step_end"), "sweep": (Network, "replay_layer"),
+HOMES = {"training": (finetune.__globals__["_Follower"], "on_step_end"), "sweep": (Network, "run_layer"),
          "write": (Path, "rename"), "small write": (Path, "replace"), "removal": (shutil, "rmtree"),
          "after a stage": (_Run, "_note_stage")}
 if where in HOMES:

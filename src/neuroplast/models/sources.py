@@ -28,7 +28,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from neuroplast.errors import InputError, NeuroplastError, unknown_name
-from neuroplast.models.network import Network, build_network
+from neuroplast.models.build import build_network
+from neuroplast.models.network import Network
 from neuroplast.storage import atomic_folder, hash_file, hash_state
 
 TINY = Path(__file__).parent / "tiny"

@@ -60,7 +60,7 @@ def run_measurement(
     behaviour = measure_behaviour(model, prompts)
     heads = path_patch(model, prompts, progress=progress)
     tensors = {
-        "effects": heads.effects,
+        "effects": heads.by_head(),
         "logit_diff": behaviour.logit_diff,
         "counterfactual_logit_diff": heads.counterfactual,
         "answer_probability": behaviour.answer_probability,

@@ -86,9 +86,13 @@ class PromptSet:
         return len(self.clean)
 
     def __getitem__(self, rows: slice) -> "PromptSet":
+        return self.pick(torch.arange(len(self))[rows])
+
+    def pick(self, rows: Int[Tensor, "row"]) -> "PromptSet":
+        """Some of the prompts, in the order of their indices."""
         return PromptSet(
             self.task,
-            self.records[rows],
+            tuple(self.records[int(row)] for row in rows) if self.records else (),
             self.clean[rows],
             self.counterfactual[rows],
             self.answer[rows],

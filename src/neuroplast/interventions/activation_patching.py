@@ -1,0 +1,154 @@
+"""Activation patching at any place (Vig et al. 2020, arXiv 2004.12265; Meng et al. 2022, arXiv 2202.05262).
+
+One run's activation at a place is put into the other run, and everything after it recomputes. Into the clean run it
+shows what the place is needed for, into the counterfactual run what it suffices for. Head results are patched as z:
+the output projection is linear, so the two are one.
+
+Steps here: record both runs once. A copy of the prompts is the window from the patched position to END; it begins at
+the patched layer and sees the recorded keys and values before it, so neither earlier layers nor earlier
+positions are computed again (`neuroplast.models.replay`).
+
+Sign: effect = LD(patched) - LD(unpatched), in logits.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from neuroplast.components import Node
+from neuroplast.errors import unknown_name
+from neuroplast.interventions.chunks import Chunk, Progress, Size, in_prompt_chunks, rows_at_once
+from neuroplast.interventions.effects import Effects
+from neuroplast.interventions.pairs import Pair
+from neuroplast.interventions.selection import Group, Selection, select_sites
+from neuroplast.models.network import Network
+from neuroplast.models.replay import Edit, Frame, Place, Recording, Window, at_positions, walk_free
+from neuroplast.tasks.prompts import PromptSet
+
+INTO = ("clean", "counterfactual")
+PLACES: Mapping[str, Place] = {
+    "q": "query",
+    "k": "key",
+    "v": "value",
+    "pattern": "pattern",
+    "head": "z",
+    "attention": "attention",
+    "mlp": "mlp",
+    "residual": "residual",
+    "input": "residual",
+}
+"""The place of a node, by its channel or else its kind."""
+
+
+def activation_patch(
+    model: Network,
+    prompts: PromptSet,
+    *,
+    sites: Selection = "residual@each",
+    into: str = "clean",
+    memory: str | int | None = None,
+    progress: Progress | None = None,
+) -> Effects:
+    """Patches activations of one run into the other, exactly.
+
+    Args:
+        model: the instrumented model.
+        prompts: clean prompts with their counterfactuals.
+        sites: `heads` (z), `q`, `k`, `v`, `pattern`, `attention`, `mlps`, `residual`, or nodes and groups, such as
+            `r5@s2, a9.h1<q>@end, a0.h1+m0`; each is patched alone, at its position, at all, or at `each` in turn.
+        into: the run that is patched: `clean` with counterfactual values, or `counterfactual` with clean ones.
+        memory: bound on the process's memory, such as `4GiB`; None takes what is free. Results do not change.
+        progress: called with (steps done, steps in all).
+
+    Returns:
+        Effects with shape (site, prompt).
+
+    Raises:
+        InputError: for a name that is none, a part or a position that is not there, or a budget that is too small.
+    """
+    if into not in INTO:
+        raise unknown_name("run to patch into", into, INTO)
+    groups = select_sites(sites, model, prompts)
+    effects = torch.zeros(len(groups), len(prompts))
+    clean, counterfactual = torch.zeros(len(prompts)), torch.zeros(len(prompts))
+    by_start: dict[frozenset[str | None], list[int]] = {}
+    for number, group in enumerate(groups):
+        by_start.setdefault(frozenset(node.position for node in group), []).append(number)
+    places: set[Place] = {_place(node) for group in groups for node in group}
+
+    def work(chunk: Chunk, copies: int, tick: Callable[[], None]) -> None:
+        pair = Pair(model, chunk, ("key", "value"), places, into=into)
+        clean[chunk.rows], counterfactual[chunk.rows] = pair.clean.cpu(), pair.counterfactual.cpu()
+        for positions, numbers in by_start.items():
+            where = {position: chunk.where(position) for position in positions}
+            for first in range(0, len(numbers), copies):
+                part = numbers[first : first + copies]
+                found = _patch(pair, {number: groups[number] for number in part}, where, tick)
+                for number, effect in found.items():
+                    effects[number, chunk.rows] = effect.cpu()
+
+    size = _size(model, prompts, max(map(len, by_start.values())))
+    steps = model.n_layers * len(by_start)
+    in_prompt_chunks(model, prompts, size, work, steps, memory=memory, progress=progress)
+    return Effects("activation", groups, (Node("logits", position="end"),), effects, clean, counterfactual, into)
+
+
+@torch.no_grad()
+def _patch(
+    pair: Pair,
+    groups: Mapping[int, Group],
+    where: Mapping[str | None, Bool[Tensor, "prompt pos"]],
+    tick: Callable[[], None],
+) -> dict[int, Float[Tensor, "prompt"]]:
+    """The effects of groups that stand at the same positions, by the groups' numbers."""
+    at = torch.stack(list(where.values())).any(dim=0)
+    if not bool(at.any()):
+        return {}
+    window = pair.window(at)
+    seen = {position: window.mask(mask)[:, None] for position, mask in where.items()}
+    births: dict[int, list[int]] = {}
+    for number, group in groups.items():
+        births.setdefault(min(node.layer or 0 for node in group), []).append(number)
+
+    def edits_at(layer: int, members: Sequence[int]) -> list[Edit]:
+        found: list[Edit] = []
+        for row, number in enumerate(members):
+            for node in (node for node in groups[number] if (node.layer or 0) == layer):
+                value = _values(pair.model, pair.source, node, window)[:, None]
+                found.append(Edit(_place(node), seen[node.position], value, node.head, slice(row, row + 1)))
+        return found
+
+    limit = max(1, rows_at_once(pair.model) // window.positions.numel())
+    effects: dict[int, Tensor] = {}
+    for block in walk_free(Frame(pair.model, pair.base, window), births, edits_at, limit, tick):
+        changes = pair.difference(block.residual[:, :, -1]) - pair.unpatched[:, None]
+        effects.update(zip(block.members, changes.unbind(1), strict=True))
+    return effects
+
+
+def _place(node: Node) -> Place:
+    return PLACES[node.channel or node.kind]
+
+
+def _values(model: Network, source: Recording, node: Node, window: Window) -> Float[Tensor, "prompt window d"]:
+    """What stands at a node in the other run."""
+    place = _place(node)
+    kept: Tensor = getattr(source, place)[node.layer or 0]
+    if place == "z":
+        kept = kept[:, :, node.head]
+    elif place in ("key", "value"):
+        kept = kept[:, model.kv_head(node.head or 0)]
+    elif place in ("query", "pattern"):
+        kept = kept[:, node.head]
+    return at_positions(kept, window.positions)
+
+
+def _size(model: Network, prompts: PromptSet, copies: int) -> Size:
+    """What activation patching holds, a prompt."""
+    width = int(prompts.positions["end"].max()) + 1
+    number = model.module.dtype.itemsize
+    recorded = 8 * number * model.n_layers * width * model.n_heads * model.d_head
+    recorded += 2 * number * model.n_layers * model.n_heads * width**2
+    return Size(recorded, 2 * number * width * model.d_model, copies)

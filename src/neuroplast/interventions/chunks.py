@@ -1,0 +1,146 @@
+"""Prompts in chunks: short ones together, so that little is padded; as many as suit the processor and the memory."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from neuroplast.errors import InputError
+from neuroplast.interventions.selection import position_mask
+from neuroplast.memory import in_chunks, show_size, working_memory
+from neuroplast.models.network import Network
+from neuroplast.tasks.prompts import PromptSet
+
+ROWS = {"cpu": 512, "cuda": 16384}
+"""Rows (prompt × position, or copy × prompt × position) that go through a layer at once: enough for full speed of the
+matrix products, and on a CPU few enough that what lies between them stays in its cache."""
+
+Progress = Callable[[int, int], None]
+"""Called with (steps done, steps in all); the unit is the work's own."""
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Some of the prompts, on the model's device, cut off after the last END."""
+
+    prompts: PromptSet
+    """The prompts."""
+    rows: Int[Tensor, "prompt"]
+    """Their places among all prompts; on the CPU."""
+    changed: Bool[Tensor, "prompt pos"]
+    """Where the two prompts can differ inside the model: from the first token that differs up to END."""
+
+    @property
+    def end(self) -> Int[Tensor, "prompt"]:
+        """Index of END."""
+        return self.prompts.positions["end"]
+
+    def where(self, position: str | None) -> Bool[Tensor, "prompt pos"]:
+        """The positions that a node's position names, as far as they can differ."""
+        return position_mask(self.prompts, position) & self.changed
+
+
+@dataclass(frozen=True)
+class Size:
+    """What a measurement holds, in bytes a prompt of a given width."""
+
+    recorded: int
+    """For what is recorded of it."""
+    copy: int
+    """For each copy that goes up the layers."""
+    copies: int
+    """Copies that go up the layers together, as far as memory lets them."""
+
+
+def rows_at_once(model: Network) -> int:
+    """Rows that go through a layer at once, on the model's device."""
+    return ROWS["cuda" if model.device.type == "cuda" else "cpu"]
+
+
+def in_prompt_chunks(
+    model: Network,
+    prompts: PromptSet,
+    size: Size,
+    work: Callable[[Chunk, int, Callable[[], None]], None],
+    steps: int,
+    *,
+    memory: str | int | None = None,
+    progress: Progress | None = None,
+) -> None:
+    """Does work on chunks of prompts, within a memory budget.
+
+    Args:
+        model: the model.
+        prompts: all prompts.
+        size: what one prompt takes.
+        work: does one chunk, with the copies that it may hold at once and a function to call after each of `steps`.
+        steps: how often `work` calls that function.
+        memory: bound on the process's memory, such as `4GiB`; None takes what is free.
+        progress: called with (steps done, steps in all).
+
+    Raises:
+        InputError: when the budget is too small for a single prompt.
+    """
+    free = working_memory(model.device, memory)
+    width = int(prompts.positions["end"].max()) + 1
+    at_once = max(1, min(rows_at_once(model) // width, free // (size.recorded + size.copies * size.copy)))
+    copies = min(size.copies, (free - size.recorded) // size.copy)
+    if copies < 1:
+        raise InputError(
+            f"{show_size(free)} of memory are left for the work, and one prompt takes "
+            f"{show_size(size.recorded + size.copy)}: give a larger budget, or shorter prompts"
+        )
+    order = torch.sort(prompts.positions["end"], stable=True).indices
+    done = 0
+
+    def run(part: slice) -> None:
+        chunk = build_chunk(prompts, order[part], model.device)
+
+        def tick() -> None:
+            nonlocal done
+            done += len(chunk.rows)
+            if progress is not None:
+                progress(min(done, total - 1), total)
+
+        work(chunk, copies, tick)
+
+    total = steps * len(prompts)
+    in_chunks(len(prompts), at_once, run)
+    if progress is not None:
+        progress(total, total)
+
+
+def build_chunk(prompts: PromptSet, rows: Int[Tensor, "row"], device: torch.device) -> Chunk:
+    """Picks some prompts, cuts them off after the last END, and moves them to a device."""
+    picked = prompts.pick(rows)
+    width = int(picked.positions["end"].max()) + 1
+    clean, counterfactual = picked.clean[:, :width], picked.counterfactual[:, :width]
+    inside = torch.arange(width) <= picked.positions["end"][:, None]
+    changed = ((clean != counterfactual).cumsum(dim=1) > 0) & inside
+    moved = replace(
+        picked,
+        clean=clean.to(device),
+        counterfactual=counterfactual.to(device),
+        answer=picked.answer.to(device),
+        foil=picked.foil.to(device),
+        positions={name: index.to(device) for name, index in picked.positions.items()},
+    )
+    return Chunk(moved, rows, changed.to(device))
+
+
+def logit_difference(
+    model: Network, residual: Float[Tensor, "prompt copy d_model"], prompts: PromptSet
+) -> Float[Tensor, "prompt copy"]:
+    """LD from the residual stream that leaves the last layer at END, in float32.
+
+    Args:
+        model: the model.
+        residual: copies of the prompts' residual streams.
+        prompts: whose answers and foils are compared.
+    """
+    choices = torch.stack([prompts.answer, prompts.foil], dim=1).to(residual.device)
+    rows = choices[:, None].expand(-1, residual.shape[1], -1).flatten(0, 1)
+    logits = model.readout(residual.flatten(0, 1), rows)
+    return (logits[:, 0] - logits[:, 1]).view(residual.shape[:2])

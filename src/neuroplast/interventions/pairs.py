@@ -1,0 +1,73 @@
+"""The clean and the counterfactual run of a chunk of prompts: what every intervention starts from."""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from neuroplast.interventions.chunks import Chunk, logit_difference
+from neuroplast.models.network import Network
+from neuroplast.models.replay import Edit, Place, Recording, Window, at_positions, record
+
+
+class Pair:
+    """Two recordings of the same prompts: `base`, which is patched, and `source`, whose values are patched in."""
+
+    @torch.no_grad()
+    def __init__(
+        self,
+        model: Network,
+        chunk: Chunk,
+        base: Iterable[Place],
+        source: Iterable[Place],
+        *,
+        into: str = "clean",
+        edits: Mapping[int, Sequence[Edit]] | None = None,
+    ) -> None:
+        """Runs both.
+
+        Args:
+            model: the model.
+            chunk: the prompts.
+            base: what to keep of the run that is patched, beside the residual stream.
+            source: what to keep of the other.
+            into: which run is patched, `clean` or `counterfactual`.
+            edits: replacements in both runs, by layer.
+        """
+        self.model, self.chunk = model, chunk
+        tokens = (chunk.prompts.clean, chunk.prompts.counterfactual)
+        of_base, of_source = tokens if into == "clean" else tokens[::-1]
+        self.base: Recording = record(model, of_base, {"residual", *base}, edits=edits)
+        """The run that is patched."""
+        self.source: Recording = record(model, of_source, {"residual", *source}, edits=edits)
+        """The run whose values are patched in."""
+        differences = [self.difference(self.final(run)[:, None])[:, 0] for run in (self.base, self.source)]
+        self.unpatched: Tensor = differences[0]
+        """LD of the base run, by prompt."""
+        self.clean, self.counterfactual = differences if into == "clean" else differences[::-1]
+
+    def final(self, run: Recording) -> Float[Tensor, "prompt d_model"]:
+        """The residual stream that leaves the last layer at END."""
+        return at_positions(run.residual[self.model.n_layers], self.chunk.end[:, None])[:, 0]
+
+    def difference(self, residual: Float[Tensor, "prompt copy d_model"]) -> Float[Tensor, "prompt copy"]:
+        """LD from residual streams that leave the last layer at END."""
+        return logit_difference(self.model, residual, self.chunk.prompts)
+
+    def window(self, positions: Bool[Tensor, "prompt pos"]) -> Window:
+        """From the first of the positions of each prompt up to END."""
+        first = torch.where(positions.any(dim=1), positions.int().argmax(dim=1), self.chunk.end)
+        return Window(first, self.chunk.end)
+
+
+def columns_of(positions: Bool[Tensor, "prompt pos"]) -> Int[Tensor, "prompt column"]:
+    """The indices of the chosen positions; a prompt with fewer than the others repeats its last.
+
+    At least one column; a prompt with none gets position 0.
+    """
+    width = max(1, int(positions.sum(dim=1).max()))
+    index = torch.arange(positions.shape[1], device=positions.device)
+    order = torch.where(positions, index, positions.shape[1]).sort(dim=1).values[:, :width]
+    last = torch.where(positions, index, 0).amax(dim=1, keepdim=True)
+    return torch.minimum(order, last)

@@ -1,0 +1,200 @@
+"""From words to what is patched: `heads@s2, m3, a0.h1+a0.h2@end` for one model and one set of prompts.
+
+A list is parted by commas. An item is a node (`a23.h3@end`), a word for many nodes, or several nodes joined by `+`,
+which are patched together. Behind `@` stands a named position of the task, a token index, or `each` for every
+named position in turn; without it, all positions are patched at once.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+from neuroplast.components import Channel, Node, is_receiver, parse_node
+from neuroplast.errors import InputError, unknown_name
+from neuroplast.models.network import Network
+from neuroplast.tasks.prompts import PromptSet
+
+Group = tuple[Node, ...]
+"""Nodes that are patched together."""
+Selection = str | Node | Iterable["str | Node | Group"]
+"""Words, nodes or groups, as a user gives them."""
+
+EACH = "each"
+NAMES = ("input", "logits")
+SENDER_WORDS = ("heads", "mlps", "input", "all")
+DESTINATION_WORDS = ("q", "k", "v", "mlps", "logits", "all")
+SITE_WORDS = ("heads", "q", "k", "v", "pattern", "attention", "mlps", "residual")
+
+
+def select_senders(selection: Selection, model: Network, prompts: PromptSet) -> tuple[Group, ...]:
+    """The senders of path patching or of edges: `heads`, `mlps`, `input`, `all`, nodes and groups.
+
+    Raises:
+        InputError: for a name that is none, or a part that the model does not have.
+    """
+    groups = _select(selection, SENDER_WORDS, model, prompts)
+    for node in (node for group in groups for node in group):
+        if node.kind not in ("input", "head", "mlp") or node.channel is not None:
+            raise InputError(f"{node} cannot send: senders are heads, MLPs and the input")
+    return groups
+
+
+def select_receivers(selection: Selection, model: Network, prompts: PromptSet) -> Group:
+    """The receivers of path patching: `logits`, or heads' q, k and v and MLPs, set together.
+
+    Raises:
+        InputError: for a name that is none, a part that the model does not have, or logits beside other receivers.
+    """
+    nodes = tuple(node for group in _select(selection, (), model, prompts) for node in group)
+    _require_receivers(nodes)
+    if any(node.kind == "logits" for node in nodes):
+        if len(nodes) > 1:
+            raise InputError("logits cannot be set together with other receivers: nothing else counts then")
+        return (Node("logits", position="end"),)
+    return nodes
+
+
+def select_destinations(selection: Selection, model: Network, prompts: PromptSet) -> Group:
+    """The ends of edges, one by one: `q`, `k`, `v`, `mlps`, `logits`, `all`, or nodes such as `a23.h3<q>`.
+
+    Raises:
+        InputError: for a name that is none, or a part that the model does not have.
+    """
+    if selection == "all":
+        selection = DESTINATION_WORDS[:-1]
+    nodes = tuple(node for group in _select(selection, DESTINATION_WORDS, model, prompts) for node in group)
+    _require_receivers(nodes)
+    return nodes
+
+
+def select_sites(selection: Selection, model: Network, prompts: PromptSet) -> tuple[Group, ...]:
+    """The places of activation patching: words of `SITE_WORDS`, nodes and groups.
+
+    Raises:
+        InputError: for a name that is none, or a part that the model does not have.
+    """
+    groups = _select(selection, SITE_WORDS, model, prompts)
+    if any(node.kind == "logits" for group in groups for node in group):
+        raise InputError("logits cannot be patched: they are what is measured")
+    return groups
+
+
+def position_mask(prompts: PromptSet, position: str | None) -> Bool[Tensor, "prompt pos"]:
+    """The positions that a node's position names, on every prompt; none after END.
+
+    Args:
+        prompts: the prompts.
+        position: a named position, a token index, or None for all of them.
+
+    Raises:
+        InputError: when the prompts have no such position.
+    """
+    index = torch.arange(prompts.clean.shape[1], device=prompts.positions["end"].device)
+    end = prompts.positions["end"][:, None]
+    if position is None:
+        return index <= end
+    if position.isdecimal() and len(position) < 9:
+        if int(position) > int(end.min()):
+            raise InputError(f"position {position}: the shortest prompt has tokens 0 to {int(end.min())} only")
+        return (index == int(position)).expand(len(prompts), -1).clone()
+    if position not in prompts.positions:
+        raise unknown_name("position", position, [*prompts.positions, EACH])
+    return index == prompts.positions[position][:, None]
+
+
+def _select(selection: Selection, words: Sequence[str], model: Network, prompts: PromptSet) -> tuple[Group, ...]:
+    items: Iterable[Any] = [selection] if isinstance(selection, str | Node) else selection
+    groups: list[Group] = []
+    for item in items:
+        if isinstance(item, Node):
+            groups += _spread((item,), prompts)
+        elif isinstance(item, tuple):
+            groups += _spread(item, prompts)
+        else:
+            for text in _split(str(item)):
+                groups += _expand(text, words, model, prompts)
+    if not groups:
+        expected = ", ".join((*words, "names such as a3.h1"))
+        raise InputError(f"nothing is selected by {str(selection)!r}; expected {expected}")
+    for node in (node for group in groups for node in group):
+        _require_part(node, model)
+        position_mask(prompts[:1], node.position)
+    return tuple(groups)
+
+
+def _split(text: str) -> list[str]:
+    """Parts a list at its commas, but not inside `(23, 3)`."""
+    parts, depth = [""], 0
+    for letter in text:
+        depth += (letter == "(") - (letter == ")")
+        if letter == "," and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += letter
+    return [part.strip() for part in parts if part.strip()]
+
+
+def _expand(text: str, words: Sequence[str], model: Network, prompts: PromptSet) -> list[Group]:
+    word, _, position = text.partition("@")
+    if word in words and word != "logits" and not text.endswith("@"):
+        groups = [(node.at(position or None),) for node in _nodes_of(word, model)]
+        return [spread for group in groups for spread in _spread(group, prompts)]
+    if word.isalpha() and word not in NAMES:
+        raise unknown_name("selection", word, [*words, *NAMES])
+    # A position may hold a plus too, as s1+1 does: only where another node begins, a plus joins nodes.
+    names: list[str] = []
+    for piece in text.split("+"):
+        if names and not _is_node(piece):
+            names[-1] += f"+{piece}"
+        else:
+            names.append(piece)
+    return _spread(tuple(parse_node(name) for name in names), prompts)
+
+
+def _is_node(text: str) -> bool:
+    try:
+        parse_node(text)
+    except InputError:
+        return False
+    return True
+
+
+def _spread(group: Group, prompts: PromptSet) -> list[Group]:
+    """A group at `each` position becomes a group for every named position."""
+    if all(node.position != EACH for node in group):
+        return [group]
+    return [tuple(node.at(name) if node.position == EACH else node for node in group) for name in prompts.positions]
+
+
+def _nodes_of(word: str, model: Network) -> list[Node]:
+    layers = range(model.n_layers)
+    if word in ("heads", "q", "k", "v", "pattern"):
+        channels: dict[str, Channel] = {"q": "q", "k": "k", "v": "v", "pattern": "pattern"}
+        channel = channels.get(word)
+        return [Node("head", layer, head, channel=channel) for layer in layers for head in range(model.n_heads)]
+    if word == "input":
+        return [Node("input")]
+    if word == "all":
+        return [node for part in ("input", "heads", "mlps") for node in _nodes_of(part, model)]
+    if word == "mlps":
+        return [Node("mlp", layer) for layer in layers]
+    return [Node("attention" if word == "attention" else "residual", layer) for layer in layers]
+
+
+def _require_receivers(nodes: Iterable[Node]) -> None:
+    for node in nodes:
+        if not is_receiver(node):
+            hint = f"; did you mean {node}<q>, <k> or <v>?" if node.kind == "head" and not node.channel else ""
+            raise InputError(f"{node} cannot receive: receivers are a head's <q>, <k>, <v>, MLPs and logits{hint}")
+
+
+def _require_part(node: Node, model: Network) -> None:
+    if node.layer is not None and node.layer >= model.n_layers:
+        raise InputError(f"{node}: {model.name} has layers 0 to {model.n_layers - 1}")
+    if node.head is not None and node.head >= model.n_heads:
+        raise InputError(f"{node}: {model.name} has heads 0 to {model.n_heads - 1} in a layer")
+    if node.kind == "mlp":
+        model.require_mlps()

@@ -1,0 +1,109 @@
+"""How much memory a measurement may take, and work in chunks that keep to it.
+
+The budget is for the whole process (on a GPU, for all that it has allocated there): model, libraries and work. Chunk
+sizes come from the size of the work, and from the budget only where that is the tighter bound, so what is free
+on a machine does not change the numbers of an ordinary run.
+"""
+
+import gc
+import re
+from collections.abc import Callable
+
+import psutil
+import torch
+
+from neuroplast.errors import InputError, NeuroplastError
+
+UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
+MARGIN = 0.75
+"""Share of the free budget that estimates may fill: allocators round up and leave gaps."""
+FREE_SHARE = 0.8
+"""Share of the free memory that a measurement takes by default."""
+
+
+def parse_size(text: str | int) -> int:
+    """Reads an amount of memory: `4GiB`, `800MB`, `2g`, or bytes.
+
+    Raises:
+        InputError: when it is none, or not positive.
+    """
+    match = re.fullmatch(r"\s*(\d{1,15}(?:\.\d{1,15})?)\s*([kmgt]?i?)b?\s*", str(text), re.IGNORECASE)
+    unit = UNITS.get(match.group(2).lower()) if match else None
+    if match is None or unit is None or (size := int(float(match.group(1)) * unit)) < 1:
+        raise InputError(f"{str(text)[:40]!r} is no amount of memory; expected one such as 4GiB, 800MB or 2g")
+    return size
+
+
+def show_size(size: float) -> str:
+    """An amount of memory for people."""
+    for unit, factor in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
+        if size >= factor:
+            return f"{size / factor:.1f} {unit}"
+    return f"{size:.0f} bytes"
+
+
+def used_memory(device: torch.device) -> int:
+    """Bytes this process holds now, on the machine or on the GPU."""
+    if device.type == "cuda":
+        return torch.cuda.memory_reserved(device)
+    return psutil.Process().memory_info().rss
+
+
+def working_memory(device: torch.device, budget: str | int | None) -> int:
+    """Bytes that chunks may take.
+
+    Args:
+        device: where the work is done.
+        budget: for the whole process, such as `4GiB`; None takes what is free.
+
+    Raises:
+        InputError: when the process holds more than the budget already.
+    """
+    if budget is not None:
+        total, used = parse_size(budget), used_memory(device)
+        if total <= used:
+            raise InputError(
+                f"a memory budget of {show_size(total)} cannot be kept: the model and the libraries take "
+                f"{show_size(used)} already; give more, or use a smaller model"
+            )
+        return int((total - used) * MARGIN)
+    if device.type == "cuda":
+        free = torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
+        free -= torch.cuda.memory_allocated(device)
+    else:
+        free = psutil.virtual_memory().available
+    return int(free * FREE_SHARE)
+
+
+def in_chunks(total: int, size: int, work: Callable[[slice], None]) -> None:
+    """Does work on slices of `total` items; where a GPU runs out of memory, on slices half as long.
+
+    Args:
+        total: items in all.
+        size: items a slice, at least 1.
+        work: does one slice; called again for a shorter slice when it raises `torch.OutOfMemoryError`.
+
+    Raises:
+        NeuroplastError: when a single item does not fit.
+    """
+    start = 0
+    while start < total:
+        part = slice(start, min(start + size, total))
+        if _fits(work, part):
+            start = part.stop
+        elif size > 1:
+            size = max(1, size // 2)
+            # What the failed attempt held is free only now that its frames are gone.
+            gc.collect()
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+        else:
+            raise NeuroplastError("the GPU is too small for a single prompt; use --device cpu, or fewer senders")
+
+
+def _fits(work: Callable[[slice], None], part: slice) -> bool:
+    try:
+        work(part)
+    except torch.OutOfMemoryError:
+        return False
+    return True

@@ -1,0 +1,450 @@
+"""Running parts of a forward pass again, exactly, without running the rest.
+
+`record` runs a model once, layer by layer, and keeps what it computed. From a recording, *copies* of the prompts,
+each changed in its own way, go up the layers in two ways:
+
+- **frozen** (`run_frozen`): every head keeps its recorded value. Attention then moves nothing between positions,
+  so each position of a copy is a row of its own, and a layer costs its MLP.
+- **free** (`walk_free`): everything recomputes. A change at one position can only reach later ones, so a copy is a
+  *window* of positions up to END, and the keys and values of the positions before it are the recorded ones, as
+  in decoding. All copies of a prompt go through a layer as one sequence; a block mask keeps them apart, and the
+  model's own attention function does the rest.
+
+A copy enters at the layer where it first differs. Copies go through a layer in blocks of a few hundred rows: full
+speed for the matrix products, while what lies between them stays in the processor's cache.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from neuroplast.models.attention import AttentionCall, tapped
+from neuroplast.models.network import LayerCall, Network, Start
+
+Place = Literal["residual", "query", "key", "value", "pattern", "z", "attention", "mlp_input", "mlp"]
+"""Where a layer can be changed: the residual stream entering it, what its heads read and give, its attention's
+output, what its MLP reads and gives. Everything but `mlp_input` can be recorded."""
+
+PLACES: tuple[Place, ...] = get_args(Place)
+
+QUERIES_A_BLOCK = 32
+"""Queries of one prompt that share an attention call in a free walk: each sees the keys of all of them, masked."""
+
+
+@dataclass(frozen=True)
+class Recording:
+    """What a forward pass computed, by layer; at every position, as references to the pass's own tensors."""
+
+    start: Start
+    """What came before the layers."""
+    residual: dict[int, Float[Tensor, "prompt pos d_model"]] = field(default_factory=dict)
+    """The residual stream entering each layer; at the number of layers, what leaves the last."""
+    query: dict[int, Float[Tensor, "prompt head pos d_head"]] = field(default_factory=dict)
+    """Queries, position-encoded."""
+    key: dict[int, Float[Tensor, "prompt kv_head pos d_head"]] = field(default_factory=dict)
+    """Keys, position-encoded."""
+    value: dict[int, Float[Tensor, "prompt kv_head pos d_head"]] = field(default_factory=dict)
+    """Values."""
+    mask: dict[int, Float[Tensor, "#prompt 1 pos pos"]] = field(default_factory=dict)
+    """Attention masks; kept with the keys."""
+    pattern: dict[int, Float[Tensor, "prompt head pos pos"]] = field(default_factory=dict)
+    """Attention patterns."""
+    z: dict[int, Float[Tensor, "prompt pos head d_head"]] = field(default_factory=dict)
+    """Each head's value before the output projection."""
+    attention: dict[int, Float[Tensor, "prompt pos d_model"]] = field(default_factory=dict)
+    """Each attention module's output, before any norm that the layer applies to it."""
+    mlp: dict[int, Float[Tensor, "prompt pos d_model"]] = field(default_factory=dict)
+    """Each MLP's output, before any norm that the layer applies to it."""
+
+
+@dataclass(frozen=True)
+class Edit:
+    """A replacement at one place of a layer, in some copies."""
+
+    place: Place
+    """What is replaced."""
+    where: Bool[Tensor, "prompt #copy window"]
+    """The positions that are replaced."""
+    value: Float[Tensor, "prompt #copy window _"]
+    """What stands there instead; for a pattern, its row over all keys."""
+    head: int | None = None
+    """Which query head, for `query`, `key`, `value`, `pattern` and `z`."""
+    copies: slice = field(default_factory=lambda: slice(None))
+    """Which copies."""
+
+    def tail(self, n: int) -> "Edit":
+        """The same at the last `n` positions of the window."""
+        return Edit(self.place, self.where[..., -n:], self.value[:, :, -n:], self.head, self.copies)
+
+    def through(self, window: "Window") -> "Edit":
+        """A replacement at all positions, seen through a window."""
+        where = torch.stack([window.mask(row) for row in self.where.unbind(1)], dim=1)
+        value = torch.stack([at_positions(row, window.positions) for row in self.value.unbind(1)], dim=1)
+        return Edit(self.place, where, value, self.head, self.copies)
+
+
+class Window:
+    """The positions of each prompt from where it can change up to END, aligned at END.
+
+    Where a prompt's window is shorter than the longest, it begins earlier than it must: nothing changes there.
+    """
+
+    def __init__(self, first: Int[Tensor, "prompt"], end: Int[Tensor, "prompt"]) -> None:
+        width = int((end - first).max()) + 1
+        positions = end[:, None] - torch.arange(width - 1, -1, -1, device=end.device)
+        self.inside = positions >= 0
+        """False where a window would begin before its prompt."""
+        self.positions: Int[Tensor, "prompt window"] = positions.clamp(min=0)
+        """Index of each position."""
+        self.first = self.positions[:, 0]
+        """Index of the first of each prompt."""
+
+    @property
+    def width(self) -> int:
+        """Positions in it."""
+        return self.positions.shape[1]
+
+    def place(self, positions: Int[Tensor, "prompt kept"]) -> Int[Tensor, "prompt kept"]:
+        """Where in the window positions stand; 0 for those before it."""
+        return (positions - self.positions[:, -1:] + self.width - 1).clamp(min=0)
+
+    def mask(self, positions: Bool[Tensor, "prompt pos"]) -> Bool[Tensor, "prompt window"]:
+        """A mask of positions, seen through the window."""
+        return positions.gather(1, self.positions) & self.inside
+
+
+class Calls:
+    """What the layers are called with at chosen positions of each prompt."""
+
+    def __init__(self, start: Start, positions: Int[Tensor, "prompt kept"]) -> None:
+        self._start, self._positions = start, positions
+        self._picked: dict[tuple[int, int, int], Tensor] = {}
+
+    def at(self, layer: int, copies: int, tail: int | None = None) -> LayerCall:
+        """The call of a layer for some copies of the positions, or of the last `tail` of them."""
+        call = self._start.calls[layer]
+        tail = tail or self._positions.shape[1]
+
+        def pick(value: Any) -> Any:
+            if self._is_by_position(value):
+                if (key := (id(value), copies, tail)) not in self._picked:
+                    index = self._positions[:, -tail:].repeat(1, copies)
+                    self._picked[key] = at_positions(value.expand(len(index), *value.shape[1:]), index)
+                return self._picked[key]
+            return tuple(map(pick, value)) if isinstance(value, tuple) else value
+
+        return LayerCall(tuple(map(pick, call.args)), {name: pick(value) for name, value in call.kwargs.items()})
+
+    def _is_by_position(self, value: Any) -> bool:
+        if not isinstance(value, Tensor) or value.ndim not in (2, 3):
+            return False
+        n, width, _ = self._start.residual.shape
+        return value.shape[0] in (1, n) and value.shape[1] == width
+
+
+class Frame:
+    """What copies in a window see around them: keys and values before it, masks, position encodings."""
+
+    def __init__(self, network: Network, recording: Recording, window: Window) -> None:
+        self.network = network
+        self.recording = recording
+        self.window = window
+        self.calls = Calls(recording.start, window.positions)
+        self._past = int(window.first.max())
+        self._masks: dict[tuple[int, int, int], Tensor] = {}
+
+    def residual(self, layer: int) -> Float[Tensor, "prompt window d_model"]:
+        """The recorded residual stream entering a layer, in the window."""
+        return at_positions(self.recording.residual[layer], self.window.positions)
+
+    def past(self, layer: int) -> tuple[Tensor, Tensor]:
+        """The recorded keys and values that stand before some prompt's window."""
+        keys, values = self.recording.key[layer], self.recording.value[layer]
+        return keys[:, :, : self._past], values[:, :, : self._past]
+
+    def mask(self, layer: int, copies: int, tail: int) -> Float[Tensor, "prompt 1 query key"]:
+        """What the last `tail` positions of each of some copies see: the past, and their own copy's window."""
+        whole = self.recording.mask[layer]
+        if (key := (id(whole), copies, tail)) not in self._masks:
+            self._masks[key] = self._build_mask(whole, copies, tail)
+        return self._masks[key]
+
+    def _build_mask(self, whole: Tensor, copies: int, tail: int) -> Tensor:
+        window, never = self.window, torch.finfo(whole.dtype).min
+        n = len(window.positions)
+        queries, keys = window.positions[:, -tail:], window.positions
+        rows = whole.expand(n, -1, -1, -1)[:, 0].gather(1, queries[:, :, None].expand(-1, -1, whole.shape[-1]))
+        own = rows.gather(2, keys[:, None].expand(-1, tail, -1)).masked_fill(~window.inside[:, None], never)
+        too_late = torch.arange(self._past, device=whole.device) >= window.first[:, None]
+        before = rows[:, :, : self._past].masked_fill(too_late[:, None], never)
+        blocks = whole.new_full((n, copies, tail, copies, window.width), never)
+        blocks.diagonal(dim1=1, dim2=3).copy_(own[..., None])
+        return torch.cat([before.repeat(1, copies, 1), blocks.flatten(3).flatten(1, 2)], dim=2)[:, None]
+
+
+def at_positions(
+    values: Float[Tensor, "prompt pos *rest"] | Int[Tensor, "prompt pos *rest"], positions: Int[Tensor, "prompt kept"]
+) -> Float[Tensor, "prompt kept *rest"] | Int[Tensor, "prompt kept *rest"]:
+    """Picks some positions of every prompt."""
+    return values[torch.arange(len(positions), device=positions.device)[:, None], positions]
+
+
+@torch.no_grad()
+def record(
+    network: Network,
+    tokens: Int[Tensor, "prompt pos"],
+    places: Iterable[Place],
+    *,
+    until: int | None = None,
+    edits: Mapping[int, Sequence[Edit]] | None = None,
+) -> Recording:
+    """Runs a model and keeps what it computed.
+
+    Args:
+        network: the model.
+        tokens: token ids, right-padded.
+        places: what to keep; with `key`, the masks are kept too.
+        until: stop before this layer; None runs them all.
+        edits: replacements by layer, each with one copy and a window of all positions.
+    """
+    keep = frozenset(places)
+    last = network.n_layers if until is None else until
+    recording = Recording(network.start(tokens))
+    residual = recording.start.residual
+    for layer in range(last):
+        if "residual" in keep:
+            recording.residual[layer] = residual
+        run = _LayerRun(network, layer, (edits or {}).get(layer, ()), copies=1)
+        residual = run(residual.unsqueeze(1), recording.start.calls[layer], recording, keep).squeeze(1)
+    if "residual" in keep:
+        recording.residual[last] = residual
+    return recording
+
+
+@dataclass
+class Copies:
+    """A block of copies of the prompts that go up the layers together."""
+
+    members: list[int]
+    """Which copies these are, by their caller's numbers."""
+    residual: Float[Tensor, "prompt copy window d_model"]
+    """Their residual stream."""
+
+
+def admit(blocks: list[Copies], members: Sequence[int], residual: Tensor, limit: int) -> None:
+    """Adds new copies: to the last block while it has room, then as blocks of their own.
+
+    Args:
+        blocks: the blocks so far, changed in place.
+        members: the new copies' numbers.
+        residual: their residual stream, (prompt, copy, window, d_model).
+        limit: copies a block.
+    """
+    taken = 0
+    if blocks and (room := limit - len(blocks[-1].members)) > 0:
+        last, taken = blocks[-1], min(room, len(members))
+        last.members.extend(members[:taken])
+        last.residual = torch.cat([last.residual, residual[:, :taken]], dim=1)
+    for first in range(taken, len(members), limit):
+        blocks.append(Copies(list(members[first : first + limit]), residual[:, first : first + limit]))
+
+
+@torch.no_grad()
+def run_frozen(
+    network: Network,
+    layer: int,
+    residual: Float[Tensor, "prompt copy kept d_model"],
+    attention: Float[Tensor, "prompt copy kept d_model"],
+    mlp: Float[Tensor, "prompt copy kept d_model"] | None = None,
+) -> Float[Tensor, "prompt copy kept d_model"]:
+    """One layer with its attention answering from memory, and its MLP too where an answer is given."""
+    answer = None if mlp is None else mlp.flatten(1, 2)
+    out = network.run_layer(layer, residual.flatten(1, 2), attention=attention.flatten(1, 2), mlp=answer)
+    return out.view(residual.shape)
+
+
+@torch.no_grad()
+def walk_free(
+    frame: Frame,
+    births: Mapping[int, Sequence[int]],
+    edits_at: Callable[[int, Sequence[int]], Sequence[Edit]],
+    limit: int,
+    tick: Callable[[], None] = lambda: None,
+) -> list[Copies]:
+    """Copies go up the layers from where each first differs, everything recomputing.
+
+    Args:
+        frame: the window and what stands around it.
+        births: by layer, the numbers of the copies that first differ there.
+        edits_at: for a layer and the numbers of a block's copies, the replacements there.
+        limit: copies a block.
+        tick: called after each layer.
+
+    Returns:
+        The copies with the residual stream that leaves the last layer, at END only.
+    """
+    network, last = frame.network, frame.network.n_layers - 1
+    blocks: list[Copies] = []
+    for layer in range(min(births, default=last), last + 1):
+        if born := births.get(layer):
+            residual = frame.residual(layer)
+            admit(blocks, born, residual[:, None].expand(-1, len(born), -1, -1), limit)
+        # What leaves the last layer matters at END only.
+        tail = 1 if layer == last else frame.window.width
+        for block in blocks:
+            run = _LayerRun(network, layer, edits_at(layer, block.members), len(block.members), frame, tail)
+            block.residual = run(block.residual, frame.calls.at(layer, len(block.members), tail))
+        tick()
+    return blocks
+
+
+class _LayerRun:
+    """One layer, everything computing, with replacements: the only place where they are carried out."""
+
+    def __init__(
+        self,
+        network: Network,
+        layer: int,
+        edits: Sequence[Edit],
+        copies: int,
+        frame: Frame | None = None,
+        tail: int | None = None,
+    ) -> None:
+        self.network, self.layer, self.copies, self.frame = network, layer, copies, frame
+        self.edits: dict[Place, list[Edit]] = {
+            place: found for place in PLACES if (found := [edit for edit in edits if edit.place == place])
+        }
+        self.tail = tail
+
+    def __call__(
+        self,
+        residual: Float[Tensor, "prompt copy window d_model"],
+        call: LayerCall,
+        recording: Recording | None = None,
+        keep: frozenset[Place] = frozenset(),
+    ) -> Float[Tensor, "prompt copy tail d_model"]:
+        width = residual.shape[2]
+        tail = self.tail or width
+        if "residual" in self.edits:
+            residual = residual.clone()
+            self._replace("residual", residual)
+        read: AttentionCall | None = None
+        if tail < width and self.frame is not None:
+            # Later positions of the window need the keys and values of the earlier ones, and nothing else.
+            whole = self.frame.calls.at(self.layer, self.copies, width)
+            read = self.network.read_heads(self.layer, residual.flatten(1, 2), whole)
+            residual = residual[:, :, -tail:]
+        network, layer = self.network, self.layer
+        with ExitStack() as stack:
+            stack.enter_context(tapped(lambda found: self._attend(found, read, tail, recording, keep)))
+            if "attention" in self.edits or "attention" in keep:
+                edit = self._hook("attention", residual, recording if "attention" in keep else None)
+                stack.enter_context(network.edited_attention(layer, edit))
+            if "mlp_input" in self.edits:
+                stack.enter_context(network.edited_mlp_input(layer, self._hook("mlp_input", residual, None)))
+            if "mlp" in self.edits or "mlp" in keep:
+                edit = self._hook("mlp", residual, recording if "mlp" in keep else None)
+                stack.enter_context(network.edited_mlp(layer, edit))
+            out = network.run_layer(layer, residual.flatten(1, 2), call)
+        return out.unflatten(1, (self.copies, tail))
+
+    def _hook(self, place: Place, residual: Tensor, recording: Recording | None) -> Callable[[Tensor], Tensor]:
+        def edit(value: Tensor) -> Tensor:
+            # Some families flatten prompts and positions into rows before their MLP.
+            if place in self.edits:
+                value = value.clone()
+                self._replace(place, value.view(residual.shape))
+            if recording is not None:
+                getattr(recording, place)[self.layer] = value.view(residual.flatten(1, 2).shape)
+            return value
+
+        return edit
+
+    def _attend(
+        self,
+        call: AttentionCall,
+        read: AttentionCall | None,
+        tail: int,
+        recording: Recording | None,
+        keep: frozenset[Place],
+    ) -> Float[Tensor, "prompt pos head d_head"]:
+        source = read or call
+        query, key, value = call.query, source.key, source.value
+        if {"key", "value", "pattern"} & set(self.edits):
+            key, value = call.ungroup(key), call.ungroup(value)
+        width = key.shape[2] // self.copies
+        by_copy = {
+            "query": query.unflatten(2, (self.copies, tail)),
+            "key": key.unflatten(2, (self.copies, width)),
+            "value": value.unflatten(2, (self.copies, width)),
+        }
+        for place in ("query", "key", "value"):
+            self._replace_heads(place, by_copy[place])
+        if self.frame is None:
+            z, pattern = call.attend(query, key, value, call.mask)
+        else:
+            z, pattern = self._attend_in_blocks(call, query, key, value, tail), None
+        by_head = z.unflatten(1, (self.copies, tail)).permute(0, 3, 1, 2, 4)
+        for edit in self.edits.get("pattern", ()):
+            edit = edit.tail(tail)
+            seen = self._values_seen(by_copy["value"], edit)
+            replaced = torch.einsum("pcqk,pckd->pcqd", edit.value.to(seen.dtype), seen)
+            _replace(by_head[:, edit.head], Edit("z", edit.where, replaced, edit.head, edit.copies))
+        self._replace_heads("z", by_head)
+        if recording is not None:
+            found = {"query": query, "key": key, "value": value, "pattern": pattern, "z": z}
+            for place in keep & set(found):
+                getattr(recording, place)[self.layer] = found[place]
+            if "key" in keep and call.mask is not None:
+                recording.mask[self.layer] = call.mask
+        return z
+
+    def _attend_in_blocks(
+        self, call: AttentionCall, query: Tensor, key: Tensor, value: Tensor, tail: int
+    ) -> Float[Tensor, "prompt pos head d_head"]:
+        assert self.frame is not None
+        past_key, past_value = self.frame.past(self.layer)
+        if key.shape[1] != past_key.shape[1]:
+            past_key, past_value = call.ungroup(past_key), call.ungroup(past_value)
+        width = key.shape[2] // self.copies
+        together = max(1, QUERIES_A_BLOCK // width)
+        parts: list[Tensor] = []
+        for first in range(0, self.copies, together):
+            n = min(together, self.copies - first)
+            keys = slice(first * width, (first + n) * width)
+            seen_keys = torch.cat([past_key, key[:, :, keys]], dim=2)
+            seen_values = torch.cat([past_value, value[:, :, keys]], dim=2)
+            queries = query[:, :, first * tail : (first + n) * tail]
+            parts.append(call.attend(queries, seen_keys, seen_values, self.frame.mask(self.layer, n, tail))[0])
+        return torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
+
+    def _values_seen(self, own: Tensor, edit: Edit) -> Float[Tensor, "prompt copy key d_head"]:
+        """The values at every position of the prompts, as the copies of an edit see them."""
+        mine = own[:, edit.head, edit.copies]
+        if self.frame is None:
+            return mine
+        whole, window = self.frame.recording.value[self.layer], self.frame.window
+        seen = whole[:, self.network.kv_head(edit.head or 0), None].repeat(1, mine.shape[1], 1, 1)
+        # One place more than there are positions takes what lies outside the windows.
+        index = window.positions.masked_fill(~window.inside, seen.shape[2])
+        index = index[:, None, :, None].expand(-1, mine.shape[1], -1, mine.shape[3])
+        return torch.nn.functional.pad(seen, (0, 0, 0, 1)).scatter(2, index, mine)[:, :, :-1]
+
+    def _replace(self, place: Place, current: Float[Tensor, "prompt copy window d"]) -> None:
+        for edit in self.edits.get(place, ()):
+            _replace(current, edit.tail(current.shape[2]))
+
+    def _replace_heads(self, place: Place, current: Float[Tensor, "prompt head copy window d"]) -> None:
+        for edit in self.edits.get(place, ()):
+            _replace(current[:, edit.head], edit.tail(current.shape[3]))
+
+
+def _replace(current: Float[Tensor, "prompt copy window d"], edit: Edit) -> None:
+    """Carries out one replacement, in place."""
+    target = current[:, edit.copies]
+    target.copy_(torch.where(edit.where[..., None], edit.value.to(target.dtype), target))

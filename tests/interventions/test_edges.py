@@ -1,0 +1,54 @@
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from architectures import random_model
+from neuroplast.components import Edge
+from neuroplast.interventions.edge_attribution import attribute_edges
+from neuroplast.interventions.edge_patching import patch_edges
+from neuroplast.interventions.edges import build_destinations, build_sources, joined
+from neuroplast.models.network import Network
+from oracle import Oracle, attribution, path_effect, prompts_of
+
+FEW = settings(
+    max_examples=6, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+
+
+def edges_of(network: Network) -> list[Edge]:
+    return [
+        Edge(source, destination)
+        for source in build_sources(network)
+        for destination in build_destinations(network)
+        if joined(source, destination, network.is_parallel)
+    ]
+
+
+@FEW
+@given(data=st.data())
+def test_exact_edges_agree_with_a_full_forward_pass(network, named_prompts, family, data):
+    edges = data.draw(st.lists(st.sampled_from(edges_of(network)), min_size=2, max_size=4, unique=True))
+    fast = patch_edges(network, named_prompts, edges)
+    oracle = Oracle(random_model(family), family)
+    for row, edge in enumerate(edges):
+        slow = [
+            path_effect(oracle, prompt, [edge.source], [edge.destination], "frozen")
+            for prompt in prompts_of(named_prompts)
+        ]
+        torch.testing.assert_close(fast.effects[row], torch.stack(slow), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("method", "steps"), [("eap", 1), ("eap-ig", 3), ("ceap", 3)])
+@FEW
+@given(data=st.data())
+def test_attribution_agrees_with_central_differences(network, named_prompts, family, method, steps, data):
+    fast = attribute_edges(network, named_prompts, method=method, steps=steps, per_prompt=True)
+    oracle = Oracle(random_model(family).double(), family)
+    for edge in data.draw(st.lists(st.sampled_from(edges_of(network)), min_size=2, max_size=3, unique=True)):
+        slow = [
+            attribution(oracle, prompt, edge.source, edge.destination, steps, method)
+            for prompt in prompts_of(named_prompts)
+        ]
+        found = fast.per_prompt[fast.sources.index(edge.source), fast.destinations.index(edge.destination)]
+        torch.testing.assert_close(found.double(), torch.stack(slow), atol=1e-4, rtol=1e-3)
