@@ -91,8 +91,8 @@ def in_chunks(total: int, size: int, work: Callable[[slice], None]) -> None:
         part = slice(start, min(start + size, total))
         if _fits(work, part):
             start = part.stop
-        elif size > 1:
-            size = max(1, size // 2)
+        elif (tried := part.stop - part.start) > 1:
+            size = tried // 2
             # What the failed attempt held is free only now that its frames are gone.
             gc.collect()
             if torch.cuda.is_available():

