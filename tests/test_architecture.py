@@ -13,7 +13,7 @@ FLOORS = (
     {"tasks", "models", "statistics"},
     {"behaviour", "interventions"},
     {"training", "plasticity", "report"},
-    {"study", "progress"},
+    {"study", "patch", "progress"},
     {"cli", "__init__"},
 )
 ALLOWED_BESIDE = {("models", "tasks"), ("storage", "errors"), ("components", "errors"), ("memory", "errors")}

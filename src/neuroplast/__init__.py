@@ -10,9 +10,13 @@ if TYPE_CHECKING:
     from neuroplast import tasks
     from neuroplast.behaviour import measure_behaviour
     from neuroplast.errors import NeuroplastError
+    from neuroplast.interventions.activation_patching import activation_patch
+    from neuroplast.interventions.edge_attribution import attribute_edges
+    from neuroplast.interventions.edge_patching import patch_edges
     from neuroplast.interventions.path_patching import path_patch
     from neuroplast.models.build import build_network
     from neuroplast.models.sources import list_models, load_model
+    from neuroplast.patch import PatchConfig, run_patch
     from neuroplast.report import write_report
     from neuroplast.study import build_config, run_study
     from neuroplast.training import FinetuneConfig, train
@@ -22,12 +26,17 @@ __version__ = "0.1.0"
 __all__ = [
     "FinetuneConfig",
     "NeuroplastError",
+    "PatchConfig",
+    "activation_patch",
+    "attribute_edges",
     "build_config",
     "build_network",
     "list_models",
     "load_model",
     "measure_behaviour",
+    "patch_edges",
     "path_patch",
+    "run_patch",
     "run_study",
     "tasks",
     "train",
@@ -37,12 +46,17 @@ __all__ = [
 _HOMES = {
     "FinetuneConfig": "training",
     "NeuroplastError": "errors",
+    "PatchConfig": "patch",
+    "activation_patch": "interventions.activation_patching",
+    "attribute_edges": "interventions.edge_attribution",
     "build_config": "study",
     "build_network": "models.build",
     "list_models": "models.sources",
     "load_model": "models.sources",
     "measure_behaviour": "behaviour",
+    "patch_edges": "interventions.edge_patching",
     "path_patch": "interventions.path_patching",
+    "run_patch": "patch",
     "run_study": "study",
     "train": "training",
     "write_report": "report",

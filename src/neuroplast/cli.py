@@ -127,6 +127,75 @@ def study(
 
 
 @app.command()
+def patch(
+    out: Annotated[Path, typer.Option(help="Folder for the results; the same command continues an interrupted run.")],
+    senders: Annotated[
+        list[str] | None,
+        typer.Option("--from", help="heads, mlps, input, all, or names such as a9.h1@s2 and groups a0.h1+m0."),
+    ] = None,
+    receivers: Annotated[
+        list[str] | None,
+        typer.Option("--to", help="logits, or what is read: a23.h3<q>@end, m3; several are set together."),
+    ] = None,
+    method: Annotated[str, typer.Option(help="path, activation, edge, eap, eap-ig or ceap.")] = "path",
+    model: Model = "tiny",
+    task: Annotated[str, typer.Option(help="The task; see `neuroplast tasks`.")] = "ioi",
+    prompts: Annotated[str | None, typer.Option(help="JSONL of your own prompts instead of the task's.")] = None,
+    n_prompts: Annotated[int, typer.Option(help="Prompts of the task.")] = 64,
+    seed: Annotated[int, typer.Option(help="Seed of the prompts.")] = 0,
+    counterfactual: Annotated[str | None, typer.Option(help="Default: the task's first.")] = None,
+    mlps: Annotated[str | None, typer.Option(help="path: live (default), or frozen for direct paths only.")] = None,
+    knock_out: Annotated[list[str] | None, typer.Option(help="path: heads that are knocked out underneath.")] = None,
+    into: Annotated[str | None, typer.Option(help="activation: patch the clean or the counterfactual run.")] = None,
+    steps: Annotated[int | None, typer.Option(help="eap-ig, ceap: points on the way.")] = None,
+    memory: Annotated[str | None, typer.Option(help="Most memory to use, such as 4GiB; default: what is free.")] = None,
+    device: Device = "cpu",
+    dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Patch heads, MLPs, positions or edges, exactly, and see what each does to the logit difference."""
+    from neuroplast.patch import PatchConfig, run_patch
+    from neuroplast.progress import Progress
+
+    config = PatchConfig(
+        method=method,
+        model=model,
+        task=task,
+        prompts=prompts,
+        n_prompts=n_prompts,
+        seed=seed,
+        counterfactual=counterfactual,
+        senders=",".join(senders) if senders else None,
+        receivers=",".join(receivers) if receivers else None,
+        mlps=mlps,
+        knocked_out=",".join(knock_out) if knock_out else None,
+        into=into,
+        steps=steps,
+        device=device,
+        dtype=dtype,  # pyright: ignore[reportArgumentType] - checked there
+    )
+    with Progress(stderr, quiet or as_json) as progress:
+        summary = run_patch(config, out, progress, memory=memory)
+    if as_json:
+        return _print_json(summary)
+    table = _table(method, "effect [95 %]", "share of LD")
+    for row in summary["top"]:
+        share = "–" if row["share"] is None else f"{row['share']:+.1%}"
+        table.add_row(escape(row["name"]), _with_interval(row["effect"], row["ci95"], ".3g"), share)
+    stdout.print(table)
+    difference = {name: _with_interval(each["mean"], each["ci95"]) for name, each in summary["logit_diff"].items()}
+    stdout.print(
+        f"{len(summary['top'])} of {summary['n_rows']} rows, the largest, over {summary['n_prompts']} prompts. "
+        f"Effect: {summary['sign']}.\nLD: clean {difference['clean']}, counterfactual {difference['counterfactual']}.",
+        style="dim",
+        markup=False,
+    )
+    for name, path in summary["files"].items():
+        stdout.print(f"{name:<11}  {path}", soft_wrap=True, markup=False)
+
+
+@app.command()
 def train(
     out: Annotated[Path, typer.Option(help="Folder for checkpoint/ and train.jsonl.")],
     model: Model = "tiny",
@@ -214,10 +283,10 @@ def _print_story(summary: dict[str, Any]) -> None:
     )
 
 
-def _with_interval(value: float | None, ci95: list[float] | None) -> str:
+def _with_interval(value: float | None, ci95: list[float] | None, form: str = ".2f") -> str:
     if value is None:
         return "–"
-    return f"{value:.2f}" + (f" [{ci95[0]:.2f}, {ci95[1]:.2f}]" if ci95 else "")
+    return f"{value:{form}}" + (f" [{ci95[0]:{form}}, {ci95[1]:{form}}]" if ci95 else "")
 
 
 def _table(*columns: str) -> Any:

@@ -173,10 +173,31 @@ def load_tensors(path: Path) -> "dict[str, Tensor]":
         raise StorageError(f"could not read {path}: {error}; remove it, then run the same command again") from error
 
 
+def load_metadata(path: Path) -> dict[str, str]:
+    """Reads the provenance that `write_tensors` kept in a safetensors file.
+
+    Raises:
+        StorageError: when the file is missing, no safetensors file, or without it.
+    """
+    from safetensors import safe_open
+
+    try:
+        with safe_open(path, "pt") as handle:
+            kept = json.loads((handle.metadata() or {})["neuroplast"])
+    except (OSError, SafetensorError, KeyError, ValueError) as error:
+        raise StorageError(f"could not read {path}: {error}; remove it, then run the same command again") from error
+    return {str(name): str(text) for name, text in kept.items()}
+
+
 def hash_file(path: Path) -> str:
     """The SHA-256 of a file, in hexadecimal."""
     with path.open("rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def hash_text(text: str) -> str:
+    """The SHA-256 of a text, in hexadecimal."""
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def hash_state(state: "Mapping[str, Tensor]") -> str:

@@ -162,3 +162,30 @@ def test_every_name_of_the_front_door_opens():
         assert getattr(neuroplast, name) is not None
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = neuroplast.nothing
+
+
+def test_a_patch_prints_its_largest_effects_and_its_paths(run, tmp_path: Path):
+    words = ["patch", "--n-prompts", "4", "--from", "heads@end", "--from", "m0", "--out", str(tmp_path)]
+    code, text, _ = run(*words)
+    assert code == 0 and "share of LD" in text and "15 of 33 rows" in text
+    assert all(str(tmp_path / f"effects.{name}") in text for name in ("safetensors", "csv", "png"))
+    code, text, err = run(*words, "--json")
+    summary = json.loads(text)
+    assert code == 0 and err == "" and summary["method"] == "path" and len(summary["top"]) == 15
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--method", "eapp"], "unknown method 'eapp': did you mean 'eap'?"),
+        (["--to", "a3.h1<q>@s9"], "unknown position 's9'"),
+        (["--memory", "lots"], "'lots' is no amount of memory"),
+        (["--memory", "10MB"], "a memory budget of 9.5 MiB cannot be kept"),
+        (["--dtype", "float8"], "unknown dtype 'float8'"),
+        (["--n-prompts", "0"], "0 prompts: a measurement needs at least 1"),
+        (["--device", "cuda"], "no usable CUDA device"),
+    ],
+)
+def test_a_patch_that_cannot_be_is_one_clear_line_and_exit_2(run, tmp_path: Path, words, message: str):
+    code, out, err = run("patch", "--n-prompts", "2", "--out", str(tmp_path / "out"), *words)
+    assert code == 2 and out == "" and message in err and err.count("\n") == 1

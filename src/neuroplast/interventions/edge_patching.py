@@ -65,7 +65,7 @@ def patch_edges(
         InputError: for a name that is none, a part that is not there, no edge, or a budget that is too small.
     """
     model.require_mlps()
-    chosen = _choose(model, prompts, edges, senders, receivers)
+    chosen = choose_edges(model, prompts, edges, senders, receivers)
     by_destination: dict[Node, list[int]] = {}
     for number, edge in enumerate(chosen):
         by_destination.setdefault(edge.destination, []).append(number)
@@ -89,9 +89,14 @@ def patch_edges(
     return EdgeEffects(chosen, effects, clean, counterfactual)
 
 
-def _choose(
+def choose_edges(
     model: Network, prompts: PromptSet, edges: Sequence[Edge | str] | None, senders: Selection, receivers: Selection
 ) -> tuple[Edge, ...]:
+    """The edges that are named, or all from some senders to some receivers.
+
+    Raises:
+        InputError: for a name that is none, a part that is not there, or where no edge is left.
+    """
     if edges is not None:
         named = [edge if isinstance(edge, Edge) else parse_edge(edge) for edge in edges]
         # Selecting them checks that the model has these parts and the prompts these positions.

@@ -56,7 +56,7 @@ def build_knockout(model: Network, prompts: PromptSet, heads: Selection) -> Knoc
     Raises:
         InputError: for a name that is none, or a part that is no head.
     """
-    nodes = _heads_of(heads, model, prompts)
+    nodes = select_heads(heads, model, prompts)
     keys = _group_keys(prompts)
     names = sorted(set(keys))
     groups = torch.tensor([names.index(key) for key in keys])
@@ -74,7 +74,12 @@ def build_knockout(model: Network, prompts: PromptSet, heads: Selection) -> Knoc
     return Knockout(nodes, {node: (total / counts).to(model.module.dtype) for node, total in sums.items()}, groups)
 
 
-def _heads_of(heads: Selection, model: Network, prompts: PromptSet) -> tuple[Node, ...]:
+def select_heads(heads: Selection, model: Network, prompts: PromptSet) -> tuple[Node, ...]:
+    """The heads to knock out; none where the selection is empty.
+
+    Raises:
+        InputError: for a name that is none, or a part that is no head.
+    """
     if not isinstance(heads, str | Node):
         heads = list(heads)
     if not heads:

@@ -1,0 +1,333 @@
+"""One measurement from words to files: what `neuroplast patch` does.
+
+A folder gets `effects.safetensors` (every number prompt by prompt, the means with their intervals, and where they come
+from), `prompts.jsonl` (exactly what was measured on), `effects.csv` and `effects.png`. Rows are measured in parts;
+an interrupted measurement continues with those that are missing.
+"""
+
+import json
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Protocol, get_args
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from neuroplast.errors import InputError, unknown_name
+from neuroplast.interventions.activation_patching import INTO, activation_patch
+from neuroplast.interventions.edge_attribution import STEPS, attribute_edges
+from neuroplast.interventions.edge_patching import choose_edges, patch_edges
+from neuroplast.interventions.effects import group_name
+from neuroplast.interventions.knockout import select_heads
+from neuroplast.interventions.path_patching import MLPS, path_patch
+from neuroplast.interventions.selection import (
+    Group,
+    select_receivers,
+    select_senders,
+    select_sites,
+)
+from neuroplast.models.network import Network
+from neuroplast.models.sources import DType, load_model, weights_sha256
+from neuroplast.report.patch import write_patch_report
+from neuroplast.statistics import bootstrap_weights, estimate_mean, interval
+from neuroplast.storage import hash_text, load_metadata, load_tensors, make_folder, write_jsonl, write_tensors
+from neuroplast.tasks import build_prompt_set, load_records, load_task
+from neuroplast.tasks.prompts import PromptSet
+
+ATTRIBUTIONS = ("eap", "eap-ig", "ceap")
+METHODS = ("path", "activation", "edge", *ATTRIBUTIONS)
+DEFAULTS: Mapping[str, Mapping[str, str | int | None]] = {
+    "path": {"senders": "heads", "receivers": "logits", "mlps": "live", "knocked_out": ""},
+    "activation": {"senders": "residual@each", "into": "clean"},
+    "edge": {"senders": "all", "receivers": "logits"},
+    "eap": {"senders": "all", "receivers": "all"},
+    "eap-ig": {"senders": "all", "receivers": "all", "steps": STEPS},
+    "ceap": {"senders": "all", "receivers": "all", "steps": STEPS},
+}
+"""The settings that each method has, with what they are unless given; the others do not have them."""
+
+ROWS_A_PART = 2000
+"""Rows measured between two saves: long enough that running the prompts again for each part hardly counts."""
+TOP = 15
+NORMAL_95 = 1.959964
+"""Standard errors from the mean to either end of a 95 % interval, for scores that are kept as mean and error."""
+FILE, PARTS, PROMPTS = "effects.safetensors", "parts", "prompts.jsonl"
+
+
+@dataclass(frozen=True)
+class PatchConfig:
+    """What to measure. Settings that are None take what suits the method."""
+
+    method: str = "path"
+    """`path`, `activation`, `edge` (exact), or `eap`, `eap-ig`, `ceap` (estimated, all edges)."""
+    model: str = "tiny"
+    """A named model, a hub id or a folder."""
+    task: str = "ioi"
+    """Whose prompts are measured."""
+    prompts: str | None = None
+    """A JSONL file of records to measure instead of the task's own."""
+    n_prompts: int = 64
+    """How many of the task's prompts."""
+    seed: int = 0
+    """Seed of the task's prompts."""
+    counterfactual: str | None = None
+    """Which counterfactual of the task; None takes its first."""
+    senders: str | None = None
+    """What is patched: `heads`, `mlps`, `input`, `all`, or names; for activations `heads`, `q`, `residual@each`, …"""
+    receivers: str | None = None
+    """Into what: `logits`, or `a23.h3<q>@end, …`; for edges also `q`, `k`, `v`, `mlps`, `all`."""
+    mlps: str | None = None
+    """On paths, MLPs are `live` or `frozen`."""
+    knocked_out: str | None = None
+    """On paths, heads that are knocked out underneath."""
+    into: str | None = None
+    """Of activations, the run that is patched: `clean` or `counterfactual`."""
+    steps: int | None = None
+    """Of `eap-ig` and `ceap`, points on the way."""
+    device: str = "cpu"
+    """`cpu`, `cuda` or `cuda:N`."""
+    dtype: DType = "float32"
+    """Type of the weights."""
+
+    def __post_init__(self) -> None:
+        if self.method not in METHODS:
+            raise unknown_name("method", self.method, METHODS)
+        if self.n_prompts < 1:
+            raise InputError(f"{self.n_prompts} prompts: a measurement needs at least 1")
+        for name, kind, known in (
+            ("mlps", "treatment of MLPs", MLPS),
+            ("into", "run to patch into", INTO),
+            ("dtype", "dtype", get_args(DType)),
+        ):
+            if (value := getattr(self, name)) is not None and value not in known:
+                raise unknown_name(kind, value, known)
+        if self.steps is not None and self.steps < 1:
+            raise InputError(f"steps must be at least 1, got {self.steps}")
+        for name in ("senders", "receivers", "mlps", "knocked_out", "into", "steps"):
+            if getattr(self, name) is not None and name not in DEFAULTS[self.method]:
+                having = [method for method, settings in DEFAULTS.items() if name in settings]
+                raise InputError(f"method {self.method!r} has no setting {name!r}; {', '.join(having)} have it")
+
+    def resolved(self) -> "PatchConfig":
+        """The same with every setting of the method filled in."""
+        missing = {name: value for name, value in DEFAULTS[self.method].items() if getattr(self, name) is None}
+        counterfactual = self.counterfactual or load_task(self.task).counterfactuals[0]
+        return replace(self, counterfactual=counterfactual, **missing)  # pyright: ignore[reportArgumentType]
+
+
+class Observer(Protocol):
+    """Is told how a measurement goes."""
+
+    def say(self, line: str) -> None:
+        """Something slow begins."""
+        ...
+
+    def progress(self, activity: str, done: int, total: int) -> None:
+        """Work is under way."""
+        ...
+
+
+def run_patch(
+    config: PatchConfig, out: Path | str, observer: Observer, *, memory: str | int | None = None
+) -> dict[str, Any]:
+    """Measures, writes the folder, and gives a summary; what the folder has already is not measured again.
+
+    Args:
+        config: what to measure.
+        out: the folder; one that holds another measurement is refused.
+        observer: is told how it goes.
+        memory: bound on the process's memory, such as `4GiB`; None takes what is free.
+
+    Raises:
+        InputError: for a name that is none, a folder that holds something else, or a budget that is too small.
+        StorageError: when the folder cannot be written.
+    """
+    config, out = config.resolved(), Path(out)
+    model = load_model(config.model, device=config.device, dtype=config.dtype, say=observer.say)
+    prompts = _load_prompts(config, model)
+    measurement = _Measurement(config, model, prompts, memory, observer)
+    settings = {name: value for name, value in asdict(config).items() if value is not None}
+    provenance = {
+        "schema": 1,
+        "settings": settings,
+        "weights_sha256": weights_sha256(model),
+        "prompts_sha256": hash_text(json.dumps([asdict(record) for record in prompts.records])),
+    }
+    _require_same(out, provenance)
+    make_folder(out)
+    if not (out / FILE).is_file():
+        tensors = measurement.run(out, provenance)
+        write_jsonl(out / PROMPTS, map(asdict, prompts.records))
+        described = {name: json.dumps(value, ensure_ascii=False) for name, value in provenance.items()}
+        described |= {
+            "rows": json.dumps(measurement.names),
+            "sign": measurement.sign,
+            "interval": measurement.interval,
+            "versions": json.dumps({name: version(name) for name in ("neuroplast", "torch", "transformers")}),
+        }
+        write_tensors(out / FILE, tensors, described)
+        shutil.rmtree(out / PARTS, ignore_errors=True)
+    write_patch_report(out)
+    return _summary(out, config, len(prompts))
+
+
+def _load_prompts(config: PatchConfig, model: Network) -> PromptSet:
+    if config.prompts is not None:
+        return build_prompt_set(model.tokenizer, config.task, load_records(Path(config.prompts)))
+    task = load_task(config.task)
+    counterfactual = config.counterfactual or task.counterfactuals[0]
+    records = task.build_records(model.tokenizer, config.n_prompts, config.seed, counterfactual=counterfactual)
+    return build_prompt_set(model.tokenizer, config.task, records)
+
+
+def _require_same(out: Path, provenance: Mapping[str, Any]) -> None:
+    """A folder is continued only by the measurement that began it."""
+    for path in (out / FILE, *sorted((out / PARTS).glob("*.safetensors"))):
+        if not path.is_file():
+            continue
+        kept = {name: json.loads(text) for name, text in load_metadata(path).items() if name in provenance}
+        if kept != json.loads(json.dumps(provenance)):
+            raise InputError(
+                f"{out} holds another measurement (other settings, prompts or weights); choose another --out"
+            )
+
+
+class _Measurement:
+    """The rows of one measurement, and how they are measured."""
+
+    def __init__(
+        self, config: PatchConfig, model: Network, prompts: PromptSet, memory: str | int | None, observer: Observer
+    ) -> None:
+        self.config, self.model, self.prompts = config, model, prompts
+        self.memory, self.observer = memory, observer
+        self.sign = "LD(patched) - LD(clean); negative: it helps"
+        if config.into == "counterfactual":
+            self.sign = "LD(patched) - LD(counterfactual); positive: the clean value helps"
+        self.interval = "95 % bootstrap over prompts"
+        senders, receivers = config.senders or "", config.receivers or ""
+        if config.method == "path":
+            self.groups: Sequence[Group] = select_senders(senders, model, prompts)
+            select_receivers(receivers, model, prompts)
+            select_heads(config.knocked_out or (), model, prompts)
+            self.names = list(map(group_name, self.groups))
+        elif config.method == "activation":
+            self.groups = select_sites(senders, model, prompts)
+            self.names = list(map(group_name, self.groups))
+        else:
+            self.edges = choose_edges(model, prompts, None, senders, receivers)
+            self.names = list(map(str, self.edges))
+            if config.method in ATTRIBUTIONS:
+                self.interval = "mean plus or minus 1.96 standard errors over prompts"
+                if any(node.position for edge in self.edges for node in (edge.source, edge.destination)):
+                    raise InputError(f"{config.method} sums over positions: name nodes without @position")
+
+    def run(self, out: Path, provenance: Mapping[str, Any]) -> dict[str, Tensor]:
+        """Measures all rows; parts that `out` has are not measured again."""
+        if self.config.method in ATTRIBUTIONS:
+            return self._attribute()
+        found: list[dict[str, Tensor]] = []
+        starts = range(0, len(self.names), ROWS_A_PART)
+        for index, first in enumerate(starts):
+            path = out / PARTS / f"{first:07}.safetensors"
+            if not path.is_file():
+                part = slice(first, first + ROWS_A_PART)
+                tensors = self._measure(part, self._progress(index, len(starts)))
+                if len(starts) == 1:
+                    found.append(tensors)
+                    break
+                described = {name: json.dumps(value, ensure_ascii=False) for name, value in provenance.items()}
+                write_tensors(path, tensors, described)
+            found.append(load_tensors(path))
+        effects = torch.cat([each["effects"] for each in found])
+        weights = bootstrap_weights(effects.shape[1], seed=0)
+        ends = [interval(weights @ part.T.double().numpy()) for part in effects.split(500)]
+        low, high = (torch.from_numpy(np.concatenate(each)).float() for each in zip(*ends, strict=True))
+        return {**found[0], "effects": effects, "mean": effects.mean(dim=1), "low": low, "high": high}
+
+    def _measure(self, part: slice, progress: Callable[[int, int], None]) -> dict[str, Tensor]:
+        config, memory = self.config, self.memory
+        if config.method == "path":
+            found = path_patch(
+                self.model,
+                self.prompts,
+                senders=self.groups[part],
+                receivers=config.receivers or "",
+                mlps=config.mlps or "",
+                knocked_out=config.knocked_out or (),
+                memory=memory,
+                progress=progress,
+            )
+        elif config.method == "activation":
+            found = activation_patch(
+                self.model,
+                self.prompts,
+                sites=self.groups[part],
+                into=config.into or "",
+                memory=memory,
+                progress=progress,
+            )
+        else:
+            found = patch_edges(self.model, self.prompts, self.edges[part], memory=memory, progress=progress)
+        return {"effects": found.effects, "clean": found.clean, "counterfactual": found.counterfactual}
+
+    def _attribute(self) -> dict[str, Tensor]:
+        config = self.config
+        found = attribute_edges(
+            self.model,
+            self.prompts,
+            method=config.method,
+            steps=config.steps or 1,
+            memory=self.memory,
+            progress=self._progress(0, 1),
+        )
+        rows = {node: row for row, node in enumerate(found.sources)}
+        columns = {node: column for column, node in enumerate(found.destinations)}
+        at = ([rows[edge.source] for edge in self.edges], [columns[edge.destination] for edge in self.edges])
+        kept = {"mean": found.scores[at], "clean": found.clean, "counterfactual": found.counterfactual}
+        if found.standard_error is None:
+            return kept
+        error = found.standard_error[at]
+        return kept | {"low": kept["mean"] - NORMAL_95 * error, "high": kept["mean"] + NORMAL_95 * error}
+
+    def _progress(self, index: int, parts: int) -> Callable[[int, int], None]:
+        def tell(done: int, total: int) -> None:
+            self.observer.progress(f"{self.config.method} patching", index * total + done, parts * total)
+
+        return tell
+
+
+def _summary(out: Path, config: PatchConfig, n_prompts: int) -> dict[str, Any]:
+    tensors, described = load_tensors(out / FILE), load_metadata(out / FILE)
+    names: list[str] = json.loads(described["rows"])
+    weights = bootstrap_weights(n_prompts, seed=0)
+    differences = {name: estimate_mean(weights, tensors[name].double().numpy()) for name in ("clean", "counterfactual")}
+    base = differences[config.into or "clean"]
+    defined = base.value is not None and base.ci95 is not None and not base.ci95[0] <= 0 <= base.ci95[1]
+    ends = (tensors["low"], tensors["high"]) if "low" in tensors else None
+    order = tensors["mean"].abs().argsort(descending=True, stable=True)[:TOP].tolist()
+    return {
+        "schema": 1,
+        "model": config.model,
+        "method": config.method,
+        "settings": json.loads(described["settings"]),
+        "n_prompts": n_prompts,
+        "n_rows": len(names),
+        "logit_diff": {name: {"mean": each.value, "ci95": each.ci95} for name, each in differences.items()},
+        "sign": described["sign"],
+        "interval": described["interval"] if ends else None,
+        "top": [
+            {
+                "name": names[row],
+                "effect": float(tensors["mean"][row]),
+                "ci95": [float(end[row]) for end in ends] if ends else None,
+                "share": float(tensors["mean"][row]) / base.value if defined and base.value else None,
+            }
+            for row in order
+        ],
+        **({} if defined else {"why": {"share": "LD of the unpatched run is not apart from 0"}}),
+        "files": {name: str(out / f"effects.{name}") for name in ("safetensors", "csv", "png")},
+    }
