@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from neuroplast.errors import NeuroplastError
+from neuroplast.memory import reuse_freed_memory
 
 app = typer.Typer(
     name="neuroplast",
@@ -37,6 +38,7 @@ Device = Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")]
 def main() -> None:
     """Entry point: exit 0 done, 1 failed, 2 bad input; no traceback for anything a user can cause."""
     warnings.filterwarnings("ignore", module=r"transformers|torch|accelerate")
+    reuse_freed_memory()
     try:
         code = app(sys.argv[1:] or ["--help"], standalone_mode=False)
     except NeuroplastError as error:
