@@ -1,5 +1,6 @@
 """Prompts in chunks: short ones together, so that little is padded; as many as suit the processor and the memory."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -13,9 +14,9 @@ from neuroplast.memory import in_chunks, show_size, working_memory
 from neuroplast.models.network import Network
 from neuroplast.tasks.prompts import PromptSet
 
-ROWS = {"cpu": 512, "cuda": 16384}
+ROWS = {"cpu": 2048, "cuda": 16384}
 """Rows (prompt × position, or copy × prompt × position) that go through a layer at once: enough for full speed of the
-matrix products, and on a CPU few enough that what lies between them stays in its cache."""
+matrix products."""
 
 Progress = Callable[[int, int], None]
 """Called with (steps done, steps in all); the unit is the work's own."""
@@ -52,6 +53,8 @@ class Size:
     """For each copy that goes up the layers."""
     copies: int
     """Copies that go up the layers together, as far as memory lets them."""
+    share: float = 1.0
+    """Share of the usual rows that a chunk takes, where each row brings much more with it."""
 
 
 def rows_at_once(model: Network) -> int:
@@ -85,7 +88,10 @@ def in_prompt_chunks(
     """
     free = working_memory(model.device, memory)
     width = int(prompts.positions["end"].max()) + 1
-    at_once = max(1, min(rows_at_once(model) // width, free // (size.recorded + size.copies * size.copy)))
+    rows = int(rows_at_once(model) * size.share)
+    at_once = max(1, min(rows // width, free // (size.recorded + size.copies * size.copy)))
+    # As many chunks as it takes, all of a size.
+    at_once = math.ceil(len(prompts) / math.ceil(len(prompts) / at_once))
     copies = min(size.copies, (free - size.recorded) // size.copy)
     if copies < 1:
         raise InputError(

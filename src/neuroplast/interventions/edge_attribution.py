@@ -118,6 +118,8 @@ class _Point:
     gradients: list[dict[str, Float[Tensor, "row *rest"]]]
     """By layer, the gradient of LD in what each query head makes of its own `q`, `k` and `v`, (row, head, d_head),
     before position encoding, and in what the `mlp` reads, (row, d_model); empty where none was asked for."""
+    read: list[dict[ReadChannel, Float[Tensor, "row head d_head"]]]
+    """By layer, what each (key-value) head makes of its input as `q`, `k` and `v`; empty likewise."""
     final: Float[Tensor, "prompt d_model"] | None
     """The gradient in the residual stream that leaves the last layer at END."""
     difference: Float[Tensor, "prompt"]
@@ -168,6 +170,7 @@ class _Attribution:
             final = residual[torch.arange(len(residual), device=residual.device), self.chunk.end]
             difference = logit_difference(model, final[:, None], self.chunk.prompts)[:, 0]
         found: list[dict[str, Tensor]] = []
+        read: list[dict[ReadChannel, Tensor]] = []
         last: Tensor | None = None
         if gradients:
             wanted = [tensor for trace in traces for tensor in trace.wanted]
@@ -175,12 +178,14 @@ class _Attribution:
             for trace in traces:
                 own, values = values[: len(trace.wanted)], values[len(trace.wanted) :]
                 found.append({name: each[rows] for name, each in trace.gradients(own).items()})
+                read.append({channel: each.detach()[rows] for channel, each in trace.read.items()})
         return _Point(
             [each.detach()[rows] for each in (*residuals, residual)],
             [trace.z.detach()[rows] for trace in traces],
             [trace.attention.detach()[rows] for trace in traces],
             [trace.mlp.detach()[rows] for trace in traces],
             found,
+            read,
             last,
             difference.detach(),
         )
@@ -236,6 +241,15 @@ class _Trace:
 
     def _keep_linear(self, linear: nn.Module, _: Any, output: Tensor) -> None:
         self.linear[id(linear)] = output
+
+    @property
+    def read(self) -> dict[ReadChannel, Tensor]:
+        """What each (key-value) head makes of its input, at every position."""
+        assert self.reader is not None
+        return {
+            channel: self.linear[id(projection.linear)][..., projection.outputs]
+            for channel, projection in self.reader.projections.items()
+        }
 
     @property
     def wanted(self) -> list[Tensor]:
@@ -347,7 +361,8 @@ class _Scores:
         reader, n_heads = self.readers[layer], self.model.n_heads
         direction, scale = reader.heads.direction(at.residual[layer])
         for index, channel in enumerate(READ_CHANNELS):
-            weight = reader.projections[channel].weight * reader.heads.gain.to(out.dtype)
+            projection = reader.projections[channel]
+            weight = projection.weight * reader.heads.gain.to(out.dtype)
             if reader.heads.kind == "layer":
                 weight = weight - weight.mean(dim=-1, keepdim=True)
             gradient = (at.gradients[layer][channel] / scale[..., None]).transpose(0, 1)
@@ -355,8 +370,10 @@ class _Scores:
             by_group = gradient.unflatten(0, (len(weight), -1)).flatten(1, 2)
             torch.bmm(by_group, weight, out=part.view(len(weight), -1, out.shape[-1]))
             if reader.heads.kind != "none":
-                # The norm's own derivative: nothing along its input.
-                along = torch.einsum("rd,hfd->hrf", direction, weight).repeat_interleave(n_heads // len(weight), 0)
+                # The norm's own derivative: nothing along its input. What a map gives beside its bias is its product
+                # with that direction.
+                along = (at.read[layer][channel] - projection.made_of(reader.heads.bias)).transpose(0, 1)
+                along = along.repeat_interleave(n_heads // len(weight), dim=0)
                 part.addcmul_((gradient * along).sum(-1, keepdim=True) / out.shape[-1], direction, value=-1)
 
     def _read_mlp(self, layer: int, at: _Point) -> Float[Tensor, "row d_model"]:
@@ -380,4 +397,4 @@ def _size(model: Network, prompts: PromptSet) -> Size:
     # What the backward pass keeps of a layer is about as wide as its linear maps together.
     kept = 6 * weights // model.d_model + model.n_layers * 2 * model.n_heads * width
     scores = 3 * n_sources * (model.n_layers * (3 * model.n_heads + 1) + 1)
-    return Size(4 * (width * (kept + (n_sources + 3 * model.n_heads + 1) * model.d_model) + scores), 1, 1)
+    return Size(4 * (width * (kept + (n_sources + 3 * model.n_heads + 1) * model.d_model) + scores), 1, 1, share=0.5)

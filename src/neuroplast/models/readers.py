@@ -28,6 +28,8 @@ class Norm:
     """LayerNorm subtracts the mean, RMSNorm does not."""
     gain: Float[Tensor, "d_model"]
     """What each dimension is multiplied by."""
+    bias: Float[Tensor, "d_model"]
+    """What is added to it then."""
     eps: float = 0.0
     """Added to the mean square."""
 
@@ -67,6 +69,10 @@ class Projection:
     def weight(self) -> Float[Tensor, "head d_head d_model"]:
         """The part of the live weights that makes each head's outputs."""
         return weight_of(self.linear).T[self.outputs]
+
+    def made_of(self, x: Float[Tensor, "*row d_model"]) -> Float[Tensor, "*row head d_head"]:
+        """What each head makes of an input."""
+        return self.linear(x.to(weight_of(self.linear).dtype))[..., self.outputs]
 
 
 @dataclass(frozen=True)
@@ -179,8 +185,8 @@ def _find_norm(network: Network, layer: int, reading: Callable[[Tensor], Tensor]
     shrunk = ((read(signs * small)[0] - bias) * signs / gain)[gain.abs() >= gain.abs().median()].median().clamp(max=1)
     eps = small**2 * (float(shrunk) ** -2 - 1) if float(shrunk) > 0 else 0.0
     plain = (read(signs)[0] - bias) * signs
-    for norm in (Norm("layer", gain, eps), Norm("rms", gain, eps), Norm("none", plain)):
-        formula = norm.direction(probe.float())[0] * norm.gain + bias
+    for norm in (Norm("layer", gain, bias, eps), Norm("rms", gain, bias, eps), Norm("none", plain, bias)):
+        formula = norm.direction(probe.float())[0] * norm.gain + norm.bias
         if bool(((formula - real).abs() <= tolerance * real.abs().amax(dim=1, keepdim=True).clamp(min=1e-6)).all()):
             return norm
     raise _unreadable(network, layer, f"what {what} of the residual stream is neither LayerNorm nor RMSNorm")

@@ -10,8 +10,8 @@ each changed in its own way, go up the layers in two ways:
   in decoding. All copies of a prompt go through a layer as one sequence; a block mask keeps them apart, and the
   model's own attention function does the rest.
 
-A copy enters at the layer where it first differs. Copies go through a layer in blocks of a few hundred rows: full
-speed for the matrix products, while what lies between them stays in the processor's cache.
+A copy enters at the layer where it first differs. Copies go through a layer in blocks: enough rows for full speed of
+the matrix products, and a bound on the memory.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
