@@ -11,7 +11,10 @@ pass a head and step (`pip install 'neuroplast[peers]'`); a few heads are timed 
 one JSON object.
 
 `--scaling` measures time and peak memory for 32 to 512 prompts under budgets of 2 and 6 GiB, each in a process of
-its own.
+its own; it ends with exit code 1 where a peak is above its budget, or a prompt takes a tenth more time than at 32.
+
+`--model gpt2-shape` takes a model with the shape of GPT-2 small and random weights, and the tokenizer of `tiny`: for
+timings where no weights of GPT-2 are at hand.
 """
 
 import argparse
@@ -30,26 +33,42 @@ import torch
 from torch import Tensor, nn
 
 import neuroplast as npl
-from neuroplast.components import Node, parse_node
+from neuroplast.components import Node
 from neuroplast.interventions.chunks import build_chunk
-from neuroplast.memory import reuse_freed_memory, show_size
+from neuroplast.memory import parse_size, reuse_freed_memory, show_size
 from neuroplast.models.attention import ATTENTION
 from neuroplast.models.network import Network, logits_at
 from neuroplast.tasks.prompts import PromptSet
 
-QUERIES = "a23.h3<q>@end, a29.h1<q>@end"
-RECEIVERS = tuple(parse_node(name) for name in QUERIES.split(", "))
 BUDGETS = ("2GiB", "6GiB")
 SIZES = (32, 64, 128, 256, 512)
 WORK: dict[str, Callable[..., Any]] = {
     "heads_to_logits": npl.path_patch,
-    "heads_to_queries": lambda model, prompts, **more: npl.path_patch(model, prompts, receivers=QUERIES, **more),
+    "heads_to_queries": lambda model, prompts, **more: npl.path_patch(
+        model, prompts, receivers=late_queries(model), **more
+    ),
     "eap": lambda model, prompts, **more: npl.attribute_edges(model, prompts, method="eap", **more),
 }
 NO_PEER = (
     "TransformerLens gives grouped queries one key and one value input a group: edges into a single query head's key "
     "or value do not exist there"
 )
+
+
+def late_queries(model: Network) -> tuple[Node, ...]:
+    """The queries at END of two late heads; of smollm2-135m those of a23.h3 and a29.h1, its name movers."""
+    places = ((model.n_layers * 7 // 9, 3), (model.n_layers - 1, 1))
+    return tuple(Node("head", layer, head % model.n_heads, "end", "q") for layer, head in places)
+
+
+def load(name: str, device: str = "cpu") -> Network:
+    """A model by name, or one of the shape of GPT-2 small with random weights."""
+    if name != "gpt2-shape":
+        return npl.load_model(name, device=device, say=lambda line: print(line, file=sys.stderr))
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    torch.manual_seed(0)
+    return npl.build_network(GPT2LMHeadModel(GPT2Config()).to(device), npl.load_model("tiny").tokenizer, name)
 
 
 def weights(parts: Iterable[nn.Module]) -> int:
@@ -205,7 +224,7 @@ class Peer:
     def to_queries(self, layer: int, head: int) -> float:
         """One head's mean effect through the queries of two late heads."""
         read: dict[str, Tensor] = {}
-        receivers = {f"blocks.{node.layer}.attn.hook_q": node.head for node in RECEIVERS}
+        receivers = {f"blocks.{node.layer}.attn.hook_q": node.head for node in late_queries(self.model)}
         keeps = {name: lambda q, name=name: read.update({name: q.clone()}) for name in receivers}
         self.difference(self.frozen(layer, head) | keeps)
 
@@ -220,7 +239,7 @@ class Peer:
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """Measures everything at one size and prints the table."""
-    model = npl.load_model(options.model, device=options.device, say=lambda line: print(line, file=sys.stderr))
+    model = load(options.model, options.device)
     prompts = npl.tasks.ioi.prompts(model, n=options.prompts, seed=0)
     count = Operations(model, prompts)
     runs = {name: lambda run=run: run(model, prompts) for name, run in WORK.items()}
@@ -238,7 +257,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     print(f"matrix products   {rate / 1e9:8.1f} GFLOP/s  ({min(rates) / 1e9:.1f} to {max(rates) / 1e9:.1f})\n")
     floors = {
         "heads_to_logits": count.heads_to_logits() / rate,
-        "heads_to_queries": count.heads_to_queries(RECEIVERS) / rate,
+        "heads_to_queries": count.heads_to_queries(late_queries(model)) / rate,
         "eap": statistics.median(seconds["plain"]),
     }
     document: dict[str, Any] = {}
@@ -272,7 +291,7 @@ def _measure_peer(document: dict[str, Any], found: dict[str, Any], model: Networ
         values: list[float] = []
         seconds = timed(lambda run=run, places=places, values=values: values.extend(run(*at) for at in places), model)
         # Heads from the last receiver on cannot reach it; nobody need run them.
-        last = model.n_layers if name == "heads_to_logits" else max(node.layer or 0 for node in RECEIVERS)
+        last = model.n_layers if name == "heads_to_logits" else model.n_layers - 1
         whole = seconds / n * last * model.n_heads
         error = max(abs(float(effects[at]) - value) for at, value in zip(places, values, strict=True))
         speedup = whole / document[name]["seconds"]
@@ -286,7 +305,7 @@ def run_alone(options: argparse.Namespace) -> None:
     import resource
 
     name, n, memory = options.alone
-    model = npl.load_model(options.model)
+    model = load(options.model)
     prompts = npl.tasks.ioi.prompts(model, n=int(n), seed=0)
     WORK[name](model, prompts[:16], memory=memory)
     seconds = timed(lambda: WORK[name](model, prompts, memory=memory), model)
@@ -295,9 +314,9 @@ def run_alone(options: argparse.Namespace) -> None:
 
 def measure_scaling(options: argparse.Namespace) -> dict[str, Any]:
     """Time and peak memory by the number of prompts and the budget, each in a process of its own."""
-    document: dict[str, Any] = {}
+    document: dict[str, Any] = {"kept": True}
     print(f"{'':<18}{'budget':<8}{'prompts':>8}{'seconds':>10}{'a prompt':>10}{'÷ at 32':>9}{'peak':>11}")
-    for name in WORK:
+    for name in options.scaling or WORK:
         for memory in BUDGETS:
             first = 0.0
             for n in SIZES:
@@ -308,6 +327,7 @@ def measure_scaling(options: argparse.Namespace) -> dict[str, Any]:
                 document[f"{name} {memory} {n}"] = {"seconds": seconds, "peak_bytes": peak}
                 row = f"{name:<18}{memory:<8}{n:>8}{seconds:>10.1f}{seconds / n:>10.3f}{seconds / n / first:>9.2f}"
                 print(row + f"{show_size(peak):>11}", flush=True)
+                document["kept"] &= peak <= parse_size(memory) and seconds / n <= 1.1 * first
     return document
 
 
@@ -319,13 +339,15 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--peer-heads", type=int, default=3)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--scaling", action="store_true")
+    parser.add_argument("--scaling", nargs="*", choices=WORK, help="of these, or of all")
     parser.add_argument("--alone", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
     reuse_freed_memory()
     if options.alone:
         return run_alone(options)
-    print(json.dumps(measure_scaling(options) if options.scaling else measure(options)))
+    document = measure(options) if options.scaling is None else measure_scaling(options)
+    print(json.dumps(document))
+    sys.exit(not document.get("kept", True))
 
 
 if __name__ == "__main__":

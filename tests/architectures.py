@@ -96,8 +96,13 @@ ARCHITECTURES = {
 
 def random_model(family: str) -> PreTrainedModel:
     """A tiny model with random weights, large enough that every head matters."""
+    return random_weights(ARCHITECTURES[family].config())
+
+
+def random_weights(config: object) -> PreTrainedModel:
+    """The same for any configuration."""
     torch.manual_seed(7)
-    model = AutoModelForCausalLM.from_config(ARCHITECTURES[family].config()).eval()
+    model = AutoModelForCausalLM.from_config(config).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.ndim > 1:

@@ -9,7 +9,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "neuroplast"
 
 # Lowest floor first; a part may import parts of its own floor only where ALLOWED says so, and any floor below.
 FLOORS = (
-    {"errors", "components", "storage", "memory"},
+    {"errors", "components", "storage", "memory", "observer"},
     {"tasks", "models", "statistics"},
     {"behaviour", "interventions"},
     {"training", "plasticity", "report"},

@@ -18,6 +18,7 @@ from neuroplast.interventions.edge_patching import patch_edges
 from neuroplast.interventions.path_patching import path_patch
 from neuroplast.models.network import Network
 from neuroplast.models.sources import load_model
+from neuroplast.observer import Silent
 from neuroplast.patch import PatchConfig, run_patch
 from neuroplast.report.patch import draw_patch, load_patch
 from neuroplast.storage import load_metadata, load_tensors
@@ -35,24 +36,18 @@ def dies(*args):
         os.kill(os.getpid(), signal.SIGKILL)
     return save(*args)
 patch.write_tensors = dies
-class Quiet:
-    def say(self, line): pass
-    def progress(self, activity, done, total): pass
 config = patch.PatchConfig(n_prompts=6, method="edge", senders="heads", receivers="a2.h1<k>")
-patch.run_patch(config, sys.argv[1], Quiet())
+patch.run_patch(config, sys.argv[1])
 """
 
 
-class Watcher:
+class Watcher(Silent):
     """Keeps what it is told."""
 
     def __init__(self) -> None:
         self.steps: list[tuple[int, int]] = []
 
-    def say(self, line: str) -> None:
-        pass
-
-    def progress(self, activity: str, done: int, total: int) -> None:
+    def progress(self, activity: str, done: int, total: int, note: str = "") -> None:
         self.steps.append((done, total))
 
 
@@ -62,7 +57,7 @@ def tiny() -> Network:
 
 
 def run(out: Path, **settings):
-    return run_patch(PatchConfig(n_prompts=6, **settings), out, Watcher())
+    return run_patch(PatchConfig(**{"n_prompts": 6} | settings), out)
 
 
 def test_paths_are_saved_prompt_by_prompt_with_their_table_and_picture(tiny: Network, tmp_path: Path):
@@ -121,6 +116,21 @@ def test_what_is_there_is_not_measured_again_and_nothing_else_is_overwritten(tmp
         run(tmp_path, seed=1)
 
 
+@pytest.mark.parametrize("name", ["parts/mine.txt", "effects.safetensors", "prompts.jsonl"])
+def test_a_folder_that_holds_something_else_is_left_alone(tmp_path: Path, name: str):
+    mine = tmp_path / name
+    mine.parent.mkdir(exist_ok=True)
+    mine.write_text("mine")
+    with pytest.raises(InputError, match="is not empty and holds no measurement; choose another --out"):
+        run(tmp_path)
+    assert mine.read_text() == "mine" and len(list(tmp_path.rglob("*.*"))) == 1
+
+
+def test_a_folder_killed_before_anything_was_saved_is_used(tmp_path: Path):
+    (tmp_path / "patch.json.partial").write_text("{")
+    assert run(tmp_path)["n_rows"] == 32
+
+
 def test_a_killed_measurement_goes_on_and_ends_with_the_same_numbers(tmp_path: Path, monkeypatch):
     done = subprocess.run([sys.executable, "-c", DRIVER, str(tmp_path / "killed")], capture_output=True, text=True)
     assert done.returncode == -signal.SIGKILL, done.stderr
@@ -140,8 +150,8 @@ def test_a_killed_measurement_goes_on_and_ends_with_the_same_numbers(tmp_path: P
 
 
 def test_a_single_prompt_has_effects_without_intervals_only_where_none_can_be(tmp_path: Path):
-    paths = run_patch(PatchConfig(n_prompts=1), tmp_path / "path", Watcher())
-    scores = run_patch(PatchConfig(n_prompts=1, method="eap"), tmp_path / "eap", Watcher())
+    paths = run_patch(PatchConfig(n_prompts=1), tmp_path / "path")
+    scores = run_patch(PatchConfig(n_prompts=1, method="eap"), tmp_path / "eap")
     assert paths["top"][0]["ci95"][0] == paths["top"][0]["ci95"][1]
     assert scores["top"][0]["ci95"] is None and scores["interval"] is None
 
@@ -151,7 +161,7 @@ def test_a_share_of_a_difference_that_may_be_nothing_is_not_given(tmp_path: Path
     turned = [*records, *(type(r)(**{**vars(r), "answer": r.foil, "foil": r.answer}) for r in records)]
     path = tmp_path / "own.jsonl"
     path.write_text("".join(json.dumps(vars(record)) + "\n" for record in turned))
-    summary = run_patch(PatchConfig(prompts=str(path)), tmp_path / "out", Watcher())
+    summary = run_patch(PatchConfig(prompts=str(path)), tmp_path / "out")
     assert summary["n_prompts"] == 8 and summary["top"][0]["share"] is None
     assert summary["why"]["share"] == "LD of the unpatched run is not apart from 0"
 
@@ -188,7 +198,10 @@ def test_progress_is_told_over_all_parts(tmp_path: Path, monkeypatch):
         ({"method": "eap", "senders": "heads@end"}, "eap sums over positions"),
         ({"method": "activation", "senders": "logits"}, "logits cannot be patched"),
         ({"knocked_out": "m1"}, "m1 cannot be knocked out"),
-        ({"prompts": "nowhere.jsonl"}, "could not read nowhere.jsonl"),
+        ({"prompts": "nowhere.jsonl", "n_prompts": None}, "could not read nowhere.jsonl"),
+        ({"prompts": "own.jsonl"}, "setting 'n_prompts' is for the task's prompts; own.jsonl has its own"),
+        ({"n_prompts": 10**12}, "1000000000000 prompts: a measurement needs at least 1, and at most 1,000,000"),
+        ({"receivers": "logits@s2"}, "logits@s2: the logits are read at the end only"),
         ({"counterfactual": "abcd"}, "unknown counterfactual 'abcd': did you mean 'abc'"),
     ],
 )
@@ -203,6 +216,7 @@ def test_bad_input_is_one_clear_line(tmp_path: Path, settings, message: str):
     [
         ({"senders": "heads, m0, m1, m2, m3, input"}, ["heads", "mlp", "input"]),
         ({"senders": "a0.h1+m0@s1+1, a1.h1"}, ["tiny, path: a0.h1+m0@s1+1, a1.h1 -> logits"]),
+        ({"senders": "m0@s2+m1@end, m1@s2"}, ["tiny, path: m0@s2+m1@end, m1@s2 -> logits"]),
         ({"method": "activation", "senders": "q@end, residual@each"}, ["heads <q> @end", "residual"]),
         (
             {"method": "eap"},

@@ -21,7 +21,7 @@ app = typer.Typer(
 )
 INTERRUPTED = 130
 """What typer returns where a key interrupted a command."""
-STOPPED = "interrupted; the same command continues where it stopped"
+STOPPED = "interrupted; the same command goes on from what is saved"
 
 # click's base of everything wrong with a command line, wherever this typer keeps its click
 UsageError: Any = typer.BadParameter.__base__
@@ -137,14 +137,14 @@ def patch(
     ] = None,
     receivers: Annotated[
         list[str] | None,
-        typer.Option("--to", help="logits, or what is read: a23.h3<q>@end, m3; several are set together."),
+        typer.Option("--to", help="logits, or what is read, such as 'a23.h3<q>@end' (in quotes) or m3; set together."),
     ] = None,
     method: Annotated[str, typer.Option(help="path, activation, edge, eap, eap-ig or ceap.")] = "path",
     model: Model = "tiny",
     task: Annotated[str, typer.Option(help="The task; see `neuroplast tasks`.")] = "ioi",
     prompts: Annotated[str | None, typer.Option(help="JSONL of your own prompts instead of the task's.")] = None,
-    n_prompts: Annotated[int, typer.Option(help="Prompts of the task.")] = 64,
-    seed: Annotated[int, typer.Option(help="Seed of the prompts.")] = 0,
+    n_prompts: Annotated[int | None, typer.Option(help="Prompts of the task; default 64.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of the task's prompts; default 0.")] = None,
     counterfactual: Annotated[str | None, typer.Option(help="Default: the task's first.")] = None,
     mlps: Annotated[str | None, typer.Option(help="path: live (default), or frozen for direct paths only.")] = None,
     knock_out: Annotated[list[str] | None, typer.Option(help="path: heads that are knocked out underneath.")] = None,

@@ -29,7 +29,7 @@ _HEAD = re.compile(
     r"^(?:a(\d+)\.h(\d+)|(\d+)\.(\d+)|L(\d+)H(\d+)|\((\d+),\s*(\d+)\))(?:<(q|k|v|pattern)>)?$", re.IGNORECASE
 )
 _LAYER = re.compile(r"^([amr])(\d+)$", re.IGNORECASE)
-_CHANNELS: dict[str, Channel] = {"q": "q", "k": "k", "v": "v", "pattern": "pattern"}
+CHANNELS: dict[str, Channel] = {"q": "q", "k": "k", "v": "v", "pattern": "pattern"}
 _LAYER_KINDS: dict[str, NodeKind] = {"a": "attention", "m": "mlp", "r": "residual"}
 _DIGITS = 9
 """More digits than that are no index; Python refuses to convert some thousand of them."""
@@ -121,7 +121,7 @@ def parse_node(text: str) -> Node:
         if match := _HEAD.match(name):
             *indices, channel = match.groups()
             layer, head = (int(part) for part in indices if part is not None)
-            return Node("head", layer, head, where, _CHANNELS[channel.lower()] if channel else None)
+            return Node("head", layer, head, where, CHANNELS[channel.lower()] if channel else None)
         if match := _LAYER.match(name):
             return Node(_LAYER_KINDS[match.group(1).lower()], int(match.group(2)), position=where)
     raise InputError(
@@ -129,6 +129,31 @@ def parse_node(text: str) -> Node:
         "an attention block such as a23, an MLP such as m11, a residual stream such as r5, or logits, "
         "optionally with @position"
     )
+
+
+def parse_group(text: str) -> tuple[Node, ...]:
+    """Reads nodes that are patched together, such as `a0.h1+m0@s2`.
+
+    A position may hold a plus too, as `s1+1` does: only where another node begins, a plus joins nodes.
+
+    Raises:
+        InputError: when the text is no group.
+    """
+    names: list[str] = []
+    for piece in text.split("+"):
+        if names and not _is_node(piece):
+            names[-1] += f"+{piece}"
+        else:
+            names.append(piece)
+    return tuple(parse_node(name) for name in names)
+
+
+def _is_node(text: str) -> bool:
+    try:
+        parse_node(text)
+    except InputError:
+        return False
+    return True
 
 
 def parse_edge(text: str) -> Edge:

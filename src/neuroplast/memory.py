@@ -50,11 +50,15 @@ def show_size(size: float) -> str:
 
 
 def used_memory(device: "torch.device") -> int:
-    """Bytes this process holds now, on the machine or on the GPU."""
+    """Bytes this process holds now, on the machine or on the GPU; what it has freed is given back first."""
+    gc.collect()
     if device.type == "cuda":
         import torch  # slow to import, and the command line imports this module
 
+        torch.cuda.empty_cache()
         return torch.cuda.memory_reserved(device)
+    if (trim := _glibc("malloc_trim")) is not None:
+        trim(0)
     return psutil.Process().memory_info().rss
 
 
@@ -92,11 +96,14 @@ def reuse_freed_memory() -> None:
     Memory fresh from the system is filled with zeros first, which takes a tenth to a fifth of a measurement on a CPU.
     The command line calls this; in your own process it is yours to call. It does something on Linux with glibc only.
     """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if mallopt is not None:
+    if (mallopt := _glibc("mallopt")) is not None:
         # Older versions take no threshold above 32 MiB.
         _ = mallopt(_M_MMAP_THRESHOLD, 2**30) or mallopt(_M_MMAP_THRESHOLD, 2**25)
         mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+
+
+def _glibc(name: str) -> Callable[..., int] | None:
+    return getattr(ctypes.CDLL(None), name, None) if sys.platform == "linux" else None
 
 
 def in_chunks(total: int, size: int, work: Callable[[slice], None]) -> None:
@@ -105,7 +112,8 @@ def in_chunks(total: int, size: int, work: Callable[[slice], None]) -> None:
     Args:
         total: items in all.
         size: items a slice, at least 1.
-        work: does one slice; called again for a shorter slice when it raises `torch.OutOfMemoryError`.
+        work: does one slice; called again for a shorter slice when it raises `torch.OutOfMemoryError`, so it must
+            not have added to a sum before.
 
     Raises:
         NeuroplastError: when a single item does not fit.

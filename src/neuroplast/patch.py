@@ -1,8 +1,8 @@
 """One measurement from words to files: what `neuroplast patch` does.
 
-A folder gets `effects.safetensors` (every number prompt by prompt, the means with their intervals, and where they come
-from), `prompts.jsonl` (exactly what was measured on), `effects.csv` and `effects.png`. Rows are measured in parts;
-an interrupted measurement continues with those that are missing.
+A folder gets `patch.json` (what is measured, and on which weights and prompts), `effects.safetensors` (every number
+prompt by prompt, and the means with their intervals; of attributions the means alone), `prompts.jsonl`, `effects.csv`
+and `effects.png`. Many rows are measured in parts; an interrupted measurement continues with those that are missing.
 """
 
 import json
@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Protocol, get_args
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from neuroplast.errors import InputError, unknown_name
 from neuroplast.interventions.activation_patching import INTO, activation_patch
+from neuroplast.interventions.edge_attribution import METHODS as ATTRIBUTIONS
 from neuroplast.interventions.edge_attribution import STEPS, attribute_edges
 from neuroplast.interventions.edge_patching import choose_edges, patch_edges
 from neuroplast.interventions.effects import group_name
@@ -30,15 +31,26 @@ from neuroplast.interventions.selection import (
     select_senders,
     select_sites,
 )
+from neuroplast.memory import parse_size
 from neuroplast.models.network import Network
 from neuroplast.models.sources import DType, load_model, weights_sha256
+from neuroplast.observer import Observer, Silent
 from neuroplast.report.patch import write_patch_report
 from neuroplast.statistics import bootstrap_weights, estimate_mean, interval
-from neuroplast.storage import hash_text, load_metadata, load_tensors, make_folder, write_jsonl, write_tensors
+from neuroplast.storage import (
+    hash_text,
+    is_begun,
+    load_json,
+    load_metadata,
+    load_tensors,
+    make_folder,
+    write_json,
+    write_jsonl,
+    write_tensors,
+)
 from neuroplast.tasks import build_prompt_set, load_records, load_task
 from neuroplast.tasks.prompts import PromptSet
 
-ATTRIBUTIONS = ("eap", "eap-ig", "ceap")
 METHODS = ("path", "activation", "edge", *ATTRIBUTIONS)
 DEFAULTS: Mapping[str, Mapping[str, str | int | None]] = {
     "path": {"senders": "heads", "receivers": "logits", "mlps": "live", "knocked_out": ""},
@@ -55,7 +67,8 @@ ROWS_A_PART = 2000
 TOP = 15
 NORMAL_95 = 1.959964
 """Standard errors from the mean to either end of a 95 % interval, for scores that are kept as mean and error."""
-FILE, PARTS, PROMPTS = "effects.safetensors", "parts", "prompts.jsonl"
+MOST_PROMPTS = 1_000_000
+FILE, PARTS, PROMPTS, SETTINGS = "effects.safetensors", "parts", "prompts.jsonl", "patch.json"
 
 
 @dataclass(frozen=True)
@@ -70,10 +83,10 @@ class PatchConfig:
     """Whose prompts are measured."""
     prompts: str | None = None
     """A JSONL file of records to measure instead of the task's own."""
-    n_prompts: int = 64
-    """How many of the task's prompts."""
-    seed: int = 0
-    """Seed of the task's prompts."""
+    n_prompts: int | None = None
+    """How many of the task's prompts; None takes 64."""
+    seed: int | None = None
+    """Seed of the task's prompts; None takes 0."""
     counterfactual: str | None = None
     """Which counterfactual of the task; None takes its first."""
     senders: str | None = None
@@ -96,8 +109,12 @@ class PatchConfig:
     def __post_init__(self) -> None:
         if self.method not in METHODS:
             raise unknown_name("method", self.method, METHODS)
-        if self.n_prompts < 1:
-            raise InputError(f"{self.n_prompts} prompts: a measurement needs at least 1")
+        if self.n_prompts is not None and not 1 <= self.n_prompts <= MOST_PROMPTS:
+            raise InputError(f"{self.n_prompts} prompts: a measurement needs at least 1, and at most {MOST_PROMPTS:,}")
+        if self.prompts is not None:
+            for name in ("n_prompts", "seed", "counterfactual"):
+                if getattr(self, name) is not None:
+                    raise InputError(f"setting {name!r} is for the task's prompts; {self.prompts} has its own")
         for name, kind, known in (
             ("mlps", "treatment of MLPs", MLPS),
             ("into", "run to patch into", INTO),
@@ -114,53 +131,49 @@ class PatchConfig:
 
     def resolved(self) -> "PatchConfig":
         """The same with every setting of the method filled in."""
-        missing = {name: value for name, value in DEFAULTS[self.method].items() if getattr(self, name) is None}
-        counterfactual = self.counterfactual or load_task(self.task).counterfactuals[0]
-        return replace(self, counterfactual=counterfactual, **missing)  # pyright: ignore[reportArgumentType]
-
-
-class Observer(Protocol):
-    """Is told how a measurement goes."""
-
-    def say(self, line: str) -> None:
-        """Something slow begins."""
-        ...
-
-    def progress(self, activity: str, done: int, total: int) -> None:
-        """Work is under way."""
-        ...
+        task = load_task(self.task)
+        defaults = dict(DEFAULTS[self.method])
+        if self.prompts is None:
+            defaults |= {"n_prompts": 64, "seed": 0, "counterfactual": task.counterfactuals[0]}
+        missing = {name: value for name, value in defaults.items() if getattr(self, name) is None}
+        return replace(self, **missing)  # pyright: ignore[reportArgumentType]
 
 
 def run_patch(
-    config: PatchConfig, out: Path | str, observer: Observer, *, memory: str | int | None = None
+    config: PatchConfig, out: Path | str, observer: Observer | None = None, *, memory: str | int | None = None
 ) -> dict[str, Any]:
     """Measures, writes the folder, and gives a summary; what the folder has already is not measured again.
 
     Args:
         config: what to measure.
-        out: the folder; one that holds another measurement is refused.
-        observer: is told how it goes.
+        out: the folder: new, empty, or of the same measurement.
+        observer: is told how it goes; by default nobody is.
         memory: bound on the process's memory, such as `4GiB`; None takes what is free.
 
     Raises:
         InputError: for a name that is none, a folder that holds something else, or a budget that is too small.
         StorageError: when the folder cannot be written.
     """
-    config, out = config.resolved(), Path(out)
+    config, out, observer = config.resolved(), Path(out), observer or Silent()
+    if memory is not None:
+        parse_size(memory)
+    begun = is_begun(out, SETTINGS, "measurement")
     model = load_model(config.model, device=config.device, dtype=config.dtype, say=observer.say)
     prompts = _load_prompts(config, model)
     measurement = _Measurement(config, model, prompts, memory, observer)
-    settings = {name: value for name, value in asdict(config).items() if value is not None}
     provenance = {
         "schema": 1,
-        "settings": settings,
+        "settings": {name: value for name, value in asdict(config).items() if value is not None},
         "weights_sha256": weights_sha256(model),
         "prompts_sha256": hash_text(json.dumps([asdict(record) for record in prompts.records])),
     }
-    _require_same(out, provenance)
-    make_folder(out)
+    if not begun:
+        make_folder(out)
+        write_json(out / SETTINGS, provenance)
+    elif load_json(out / SETTINGS) != provenance:
+        raise InputError(f"{out} holds another measurement (other settings, prompts or weights); choose another --out")
     if not (out / FILE).is_file():
-        tensors = measurement.run(out, provenance)
+        tensors = measurement.run(out / PARTS)
         write_jsonl(out / PROMPTS, map(asdict, prompts.records))
         described = {name: json.dumps(value, ensure_ascii=False) for name, value in provenance.items()}
         described |= {
@@ -177,23 +190,14 @@ def run_patch(
 
 def _load_prompts(config: PatchConfig, model: Network) -> PromptSet:
     if config.prompts is not None:
-        return build_prompt_set(model.tokenizer, config.task, load_records(Path(config.prompts)))
-    task = load_task(config.task)
-    counterfactual = config.counterfactual or task.counterfactuals[0]
-    records = task.build_records(model.tokenizer, config.n_prompts, config.seed, counterfactual=counterfactual)
+        records = load_records(Path(config.prompts))
+    else:
+        assert config.n_prompts is not None and config.seed is not None
+        assert config.counterfactual is not None  # resolved
+        records = load_task(config.task).build_records(
+            model.tokenizer, config.n_prompts, config.seed, counterfactual=config.counterfactual
+        )
     return build_prompt_set(model.tokenizer, config.task, records)
-
-
-def _require_same(out: Path, provenance: Mapping[str, Any]) -> None:
-    """A folder is continued only by the measurement that began it."""
-    for path in (out / FILE, *sorted((out / PARTS).glob("*.safetensors"))):
-        if not path.is_file():
-            continue
-        kept = {name: json.loads(text) for name, text in load_metadata(path).items() if name in provenance}
-        if kept != json.loads(json.dumps(provenance)):
-            raise InputError(
-                f"{out} holds another measurement (other settings, prompts or weights); choose another --out"
-            )
 
 
 class _Measurement:
@@ -225,22 +229,21 @@ class _Measurement:
                 if any(node.position for edge in self.edges for node in (edge.source, edge.destination)):
                     raise InputError(f"{config.method} sums over positions: name nodes without @position")
 
-    def run(self, out: Path, provenance: Mapping[str, Any]) -> dict[str, Tensor]:
-        """Measures all rows; parts that `out` has are not measured again."""
+    def run(self, parts: Path) -> dict[str, Tensor]:
+        """Measures all rows; those that are kept in `parts` are not measured again."""
         if self.config.method in ATTRIBUTIONS:
             return self._attribute()
         found: list[dict[str, Tensor]] = []
         starts = range(0, len(self.names), ROWS_A_PART)
         for index, first in enumerate(starts):
-            path = out / PARTS / f"{first:07}.safetensors"
+            path = parts / f"{first:07}.safetensors"
             if not path.is_file():
                 part = slice(first, first + ROWS_A_PART)
                 tensors = self._measure(part, self._progress(index, len(starts)))
                 if len(starts) == 1:
                     found.append(tensors)
                     break
-                described = {name: json.dumps(value, ensure_ascii=False) for name, value in provenance.items()}
-                write_tensors(path, tensors, described)
+                write_tensors(path, tensors, {})
             found.append(load_tensors(path))
         effects = torch.cat([each["effects"] for each in found])
         weights = bootstrap_weights(effects.shape[1], seed=0)

@@ -8,14 +8,14 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
 
-from neuroplast.errors import StorageError
+from neuroplast.errors import InputError, StorageError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -76,6 +76,38 @@ def make_folder(path: Path) -> None:
     """
     with _disk_errors(path):
         path.mkdir(parents=True, exist_ok=True)
+
+
+def is_begun(out: Path, marker: str, what: str, others: Sequence[str] = ()) -> bool:
+    """Whether an output folder holds a run already, by its marker file; makes nothing, so a refusal leaves nothing.
+
+    Args:
+        out: the folder that a user named.
+        marker: name of the file that a run writes first.
+        what: what a run is called, such as `study`.
+        others: files that may lie there before the marker does.
+
+    Raises:
+        InputError: when the folder cannot be made, or holds something else.
+    """
+    try:
+        if out.exists() and not out.is_dir():
+            raise InputError(f"--out {out} is a file; expected a new folder or one of the same {what}")
+        if (out / marker).is_file():
+            return True
+        if not nearest_folder(out).is_dir() or (out.is_symlink() and not out.exists()):
+            raise InputError(f"--out {out} cannot be made: a file or a broken link stands in its way; choose another")
+        ours = {name + end for name in (marker, *others) for end in ("", PARTIAL)}
+        if out.is_dir() and any(entry.name not in ours for entry in out.iterdir()):
+            raise InputError(f"{out} is not empty and holds no {what}; choose another --out")
+    except OSError as error:
+        raise InputError(f"--out cannot be used: {error.strerror}; choose another") from error
+    return False
+
+
+def nearest_folder(path: Path) -> Path:
+    """The path itself, or the nearest one above it that exists."""
+    return next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.exists())
 
 
 @contextmanager

@@ -134,7 +134,7 @@ def test_an_interrupted_study_says_how_to_go_on_and_goes_on(run, tmp_path: Path)
     words = [sys.executable, "-c", DRIVER, "study", "--preset", "smoke", "--out", str(tmp_path / "run"), "--quiet"]
     done = subprocess.run(words, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr == "error: interrupted; the same command continues where it stopped\n"
+    assert done.stderr == "error: interrupted; the same command goes on from what is saved\n"
     assert run(*words[3:])[0] == 0 and (tmp_path / "run" / "summary.json").is_file()
 
 
@@ -183,9 +183,13 @@ def test_a_patch_prints_its_largest_effects_and_its_paths(run, tmp_path: Path):
         (["--memory", "10MB"], "a memory budget of 9.5 MiB cannot be kept"),
         (["--dtype", "float8"], "unknown dtype 'float8'"),
         (["--n-prompts", "0"], "0 prompts: a measurement needs at least 1"),
+        (["--out", "x" * 300], "--out cannot be used: File name too long"),
+        (["--out", f"{__file__}/run"], "a file or a broken link stands in its way"),
+        (["--prompts", __file__], "setting 'n_prompts' is for the task's prompts"),
         (["--device", "cuda"], "no usable CUDA device"),
     ],
 )
 def test_a_patch_that_cannot_be_is_one_clear_line_and_exit_2(run, tmp_path: Path, words, message: str):
     code, out, err = run("patch", "--n-prompts", "2", "--out", str(tmp_path / "out"), *words)
     assert code == 2 and out == "" and message in err and err.count("\n") == 1
+    assert "10MB" in words or not (tmp_path / "out").exists()

@@ -7,7 +7,7 @@ from neuroplast.interventions.activation_patching import activation_patch
 from neuroplast.interventions.edge_attribution import attribute_edges
 from neuroplast.interventions.edge_patching import patch_edges
 from neuroplast.interventions.path_patching import path_patch
-from neuroplast.memory import in_chunks, parse_size, used_memory, working_memory
+from neuroplast.memory import in_chunks, parse_size, reuse_freed_memory, used_memory, working_memory
 from neuroplast.models.network import Network
 from neuroplast.tasks.prompts import PromptSet
 
@@ -38,7 +38,7 @@ def test_a_tight_budget_changes_nothing(network: Network, named_prompts: PromptS
     whole = run(network, named_prompts)
     # From so little that hardly two copies of one prompt fit together.
     kept = 0
-    for free in (20_000, 40_000, 80_000, 160_000, 320_000, 640_000):
+    for free in (20_000, 40_000, 80_000, 160_000, 320_000, 640_000, 1_280_000):
         monkeypatch.setattr(chunks, "working_memory", lambda *_, free=free: free)
         try:
             found = run(network, named_prompts)
@@ -74,6 +74,30 @@ def test_a_gpu_that_is_full_gets_half_as_much(network: Network, named_prompts: P
     monkeypatch.setattr(network, "start", starts)
     torch.testing.assert_close(run(network, named_prompts), whole, atol=2e-5, rtol=1e-4)
     assert sizes[:3] == [4, 2, 1]
+
+
+@pytest.mark.parametrize("name", ["attribution", "knock-outs"])
+def test_what_ran_out_of_memory_is_not_counted_twice(network: Network, named_prompts: PromptSet, monkeypatch, name):
+    runs = {
+        "attribution": lambda: attribute_edges(network, named_prompts, method="eap").scores,
+        "knock-outs": lambda: path_patch(network, named_prompts, knocked_out="a0.h1, a1.h2@b").effects,
+    }
+    whole = runs[name]()
+    # The sum over prompts, or the last head's values, do not fit: as late as an attempt can fail.
+    module, function = {"attribution": (torch.Tensor, "sum"), "knock-outs": (torch.Tensor, "float")}[name]
+    real, failed = getattr(module, function), []
+
+    def fails(tensor, *args, **kwargs):
+        late = kwargs.get("dtype") == torch.float64 or (function == "float" and tensor.shape[-1] == network.d_head)
+        if late and len(failed) < 2:
+            failed.append(len(tensor))
+            if len(failed) == 2:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(tensor, *args, **kwargs)
+
+    monkeypatch.setattr(module, function, fails)
+    torch.testing.assert_close(runs[name](), whole, atol=2e-5, rtol=1e-4)
+    assert len(failed) == 2
 
 
 def test_a_gpu_too_small_for_one_prompt_is_said(network: Network, named_prompts: PromptSet, run, monkeypatch):
@@ -119,6 +143,16 @@ def test_a_budget_counts_what_is_used_already():
     assert used > 10 * 2**20
     assert 0.6 * 2**30 < working_memory(device, used + 2**30) < 2**30
     assert working_memory(device, None) > 2**20
+
+
+def test_what_was_freed_does_not_count_against_the_budget():
+    reuse_freed_memory()
+    budget = used_memory(torch.device("cpu")) + 400 * 2**20
+    before = working_memory(torch.device("cpu"), budget)
+    held = [torch.ones(2**16) for _ in range(800)]
+    assert working_memory(torch.device("cpu"), budget) < before - 100 * 2**20
+    del held
+    assert working_memory(torch.device("cpu"), budget) > before - 20 * 2**20
 
 
 def test_work_in_chunks_covers_everything_once():

@@ -4,11 +4,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from architectures import random_model
-from neuroplast.components import Edge
+from neuroplast.components import Edge, parse_edge
+from neuroplast.errors import InputError
 from neuroplast.interventions.edge_attribution import attribute_edges
 from neuroplast.interventions.edge_patching import patch_edges
 from neuroplast.interventions.edges import build_destinations, build_sources, joined
 from neuroplast.models.network import Network
+from neuroplast.tasks.prompts import PromptSet
 from oracle import Oracle, attribution, path_effect, prompts_of
 
 FEW = settings(
@@ -37,6 +39,23 @@ def test_exact_edges_agree_with_a_full_forward_pass(network, named_prompts, fami
             for prompt in prompts_of(named_prompts)
         ]
         torch.testing.assert_close(fast.effects[row], torch.stack(slow), atol=1e-4, rtol=1e-4)
+
+
+def test_an_edge_that_the_model_does_not_have_is_refused(network: Network, named_prompts: PromptSet):
+    if not network.is_parallel:
+        assert patch_edges(network, named_prompts, ["a1.h0->m1"]).effects.abs().max() > 0
+        return
+    with pytest.raises(InputError, match=r"has no edge a1\.h0->m1: both read the same residual stream"):
+        patch_edges(network, named_prompts, ["a1.h0->m1"])
+
+
+def test_scores_are_looked_up_by_edge(network: Network, named_prompts: PromptSet):
+    found = attribute_edges(network, named_prompts, method="eap")
+    (edge, score), *_ = found.top(3)
+    assert found.score(edge) == score and abs(score) == float(found.scores.abs().max()) > 0
+    assert not found.scores[~found.exists].any()
+    with pytest.raises(InputError, match="the model has no edge"):
+        found.score(parse_edge("a0.h0@end->m2"))
 
 
 @pytest.mark.parametrize(("method", "steps"), [("eap", 1), ("eap-ig", 3), ("ceap", 3)])

@@ -1,3 +1,6 @@
+from dataclasses import replace
+
+import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -57,3 +60,15 @@ def test_any_senders_into_the_logits(network, named_prompts, family, groups, mlp
 def test_any_senders_into_any_receivers(network, named_prompts, family, groups, targets, mlps):
     fast = path_patch(network, named_prompts, senders=groups, receivers=targets, mlps=mlps)
     compare(fast, family, named_prompts, targets, mlps)
+
+
+@pytest.mark.parametrize("mlps", ["live", "frozen"])
+@pytest.mark.parametrize("receivers", ["logits", "a2.h1<q>@end, a1.h0<v>@a"])
+def test_a_prompt_that_is_its_own_counterfactual_has_no_effects(network, named_prompts, mlps: str, receivers: str):
+    same = named_prompts.counterfactual.clone()
+    same[1] = named_prompts.clean[1]
+    mixed = replace(named_prompts, counterfactual=same)
+    found = path_patch(network, mixed, senders="all", receivers=receivers, mlps=mlps).effects
+    assert found[:, 1].abs().max() < 1e-5 and found[:, 0].abs().max() > 0.01
+    others = path_patch(network, named_prompts, senders="all", receivers=receivers, mlps=mlps).effects
+    torch.testing.assert_close(found[:, [0, 2, 3]], others[:, [0, 2, 3]], atol=2e-5, rtol=1e-4)

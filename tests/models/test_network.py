@@ -1,8 +1,23 @@
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, BloomConfig, Gemma2Config, GPTJConfig, MambaConfig, OPTConfig, PhiConfig
+from transformers import (
+    AutoModelForCausalLM,
+    BloomConfig,
+    CohereConfig,
+    Gemma2Config,
+    GPTJConfig,
+    GraniteConfig,
+    MambaConfig,
+    MixtralConfig,
+    OPTConfig,
+    Phi3Config,
+    PhiConfig,
+)
 
+from architectures import random_model, random_weights
 from neuroplast.errors import InputError, UnsupportedModelError
+from neuroplast.interventions.activation_patching import activation_patch
+from neuroplast.interventions.path_patching import path_patch
 from neuroplast.models.attention import AttentionCall, tapped
 from neuroplast.models.build import build_network
 from neuroplast.models.network import Network, logits_at
@@ -77,12 +92,25 @@ def test_logits_at_places_can_be_trained_on(network: Network, token_prompts: Pro
         PhiConfig(**WIDE),
         OPTConfig(**{**WIDE, "ffn_dim": 48, "word_embed_proj_dim": 16}),
         Gemma2Config(**WIDE, num_key_value_heads=2, head_dim=16, sliding_window=4),
+        Phi3Config(**WIDE, num_key_value_heads=2, intermediate_size=48),
+        GraniteConfig(**WIDE, num_key_value_heads=2, intermediate_size=48),
+        CohereConfig(**WIDE, num_key_value_heads=2, intermediate_size=48),
+        MixtralConfig(**WIDE, num_key_value_heads=2, intermediate_size=48, num_local_experts=2),
     ],
     ids=lambda config: config.model_type,
 )
-def test_further_families_pass_the_checks_at_load(config):
-    network = build_network(AutoModelForCausalLM.from_config(config), None, "further")
+def test_further_families_pass_the_checks_at_load_and_are_patched_exactly(config, named_prompts: PromptSet):
+    network = build_network(random_weights(config), None, "further")
     assert (network.n_layers, network.n_heads) == (2, 4)
+    # Whatever is patched everywhere turns the clean run into the counterfactual one.
+    everything = "+".join(["input", "m0", "m1", *(f"a{layer}.h{head}" for layer in (0, 1) for head in range(4))])
+    for found in (
+        path_patch(network, named_prompts, senders=everything),
+        activation_patch(network, named_prompts, sites="r0, r1"),
+    ):
+        whole = (found.counterfactual - found.clean).expand_as(found.effects)
+        assert whole.abs().max() > 0.01
+        torch.testing.assert_close(found.effects, whole, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -112,3 +140,19 @@ def test_a_model_whose_weights_are_not_numbers_is_refused(network: Network):
         network.module.get_input_embeddings().weight.fill_(float("nan"))
     with pytest.raises(UnsupportedModelError, match="not finite numbers"):
         build_network(network.module, None, "broken")
+
+
+@pytest.mark.parametrize("devices", [{"model.embed_tokens": 0, "model.layers": 1}, {"model": "cpu", "lm_head": "disk"}])
+def test_a_model_spread_over_devices_is_refused(devices):
+    module = random_model("llama")
+    module.hf_device_map = devices
+    with pytest.raises(
+        UnsupportedModelError, match=r"model 'wide' is spread over .* expected all weights on one device"
+    ):
+        build_network(module, None, "wide")
+
+
+def test_a_model_mapped_to_one_device_is_taken():
+    module = random_model("llama")
+    module.hf_device_map = {"": "cpu"}
+    assert build_network(module, None, "whole").device.type == "cpu"

@@ -21,7 +21,7 @@ from neuroplast.components import Node
 from neuroplast.errors import unknown_name
 from neuroplast.interventions.chunks import Chunk, Progress, Size, in_prompt_chunks, rows_at_once
 from neuroplast.interventions.effects import Effects
-from neuroplast.interventions.pairs import Pair
+from neuroplast.interventions.pairs import Pair, recorded_bytes
 from neuroplast.interventions.selection import Group, Selection, select_sites
 from neuroplast.models.network import Network
 from neuroplast.models.replay import Edit, Frame, Place, Recording, Window, at_positions, walk_free
@@ -40,6 +40,8 @@ PLACES: Mapping[str, Place] = {
     "input": "residual",
 }
 """The place of a node, by its channel or else its kind."""
+BASE_PLACES: tuple[Place, ...] = ("residual", "key", "value")
+"""What copies need of the run that is patched."""
 
 
 def activation_patch(
@@ -79,7 +81,7 @@ def activation_patch(
     places: set[Place] = {_place(node) for group in groups for node in group}
 
     def work(chunk: Chunk, copies: int, tick: Callable[[], None]) -> None:
-        pair = Pair(model, chunk, ("key", "value"), places, into=into)
+        pair = Pair(model, chunk, BASE_PLACES, places, into=into)
         clean[chunk.rows], counterfactual[chunk.rows] = pair.clean.cpu(), pair.counterfactual.cpu()
         for positions, numbers in by_start.items():
             where = {position: chunk.where(position) for position in positions}
@@ -89,7 +91,9 @@ def activation_patch(
                 for number, effect in found.items():
                     effects[number, chunk.rows] = effect.cpu()
 
-    size = _size(model, prompts, max(map(len, by_start.values())))
+    width = int(prompts.positions["end"].max()) + 1
+    copy = 2 * model.module.dtype.itemsize * width * model.d_model
+    size = Size(recorded_bytes(model, width, (BASE_PLACES, places)), copy, max(map(len, by_start.values())))
     steps = model.n_layers * len(by_start)
     in_prompt_chunks(model, prompts, size, work, steps, memory=memory, progress=progress)
     return Effects("activation", groups, (Node("logits", position="end"),), effects, clean, counterfactual, into)
@@ -143,12 +147,3 @@ def _values(model: Network, source: Recording, node: Node, window: Window) -> Fl
     elif place in ("query", "pattern"):
         kept = kept[:, node.head]
     return at_positions(kept, window.positions)
-
-
-def _size(model: Network, prompts: PromptSet, copies: int) -> Size:
-    """What activation patching holds, a prompt."""
-    width = int(prompts.positions["end"].max()) + 1
-    number = model.module.dtype.itemsize
-    recorded = 8 * number * model.n_layers * width * model.n_heads * model.d_head
-    recorded += 2 * number * model.n_layers * model.n_heads * width**2
-    return Size(recorded, 2 * number * width * model.d_model, copies)

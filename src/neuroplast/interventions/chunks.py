@@ -87,6 +87,8 @@ def in_prompt_chunks(
         InputError: when the budget is too small for a single prompt.
     """
     free = working_memory(model.device, memory)
+    if memory is not None:
+        free = max(0, free - _block_bytes(model))
     width = int(prompts.positions["end"].max()) + 1
     rows = int(rows_at_once(model) * size.share)
     at_once = max(1, min(rows // width, free // (size.recorded + size.copies * size.copy)))
@@ -116,6 +118,12 @@ def in_prompt_chunks(
     in_chunks(len(prompts), at_once, run)
     if progress is not None:
         progress(total, total)
+
+
+def _block_bytes(model: Network) -> int:
+    """Bytes that a block of rows takes inside a layer: about as wide as its linear maps together."""
+    weights = sum(parameter.numel() for parameter in model.layers[0].parameters())
+    return rows_at_once(model) * weights // model.d_model * model.module.dtype.itemsize
 
 
 def build_chunk(prompts: PromptSet, rows: Int[Tensor, "row"], device: torch.device) -> Chunk:

@@ -86,14 +86,16 @@ def attribute_edges(
 
     def work(chunk: Chunk, _: int, tick: Callable[[], None]) -> None:
         scores, *differences = _Attribution(model, chunk, readers).scores(method, points, workspace, tick)
-        scores = scores.masked_fill(~exists.to(model.device), 0)
-        total.add_(scores.sum(dim=0).cpu())
-        squares.add_(scores.double().pow(2).sum(dim=0).cpu())
+        scores = scores.masked_fill_(~exists.to(model.device), 0)
+        # All sums before the first is added: what runs out of memory here is done again.
+        sums = scores.sum(dim=0, dtype=torch.float64).cpu(), scores.pow(2).sum(dim=0, dtype=torch.float64).cpu()
+        total.add_(sums[0])
+        squares.add_(sums[1])
         if kept is not None:
             kept[..., chunk.rows] = scores.permute(1, 2, 0).cpu()
         clean[chunk.rows], counterfactual[chunk.rows] = (each.cpu() for each in differences)
 
-    in_prompt_chunks(model, prompts, _size(model, prompts), work, points + 1, memory=memory, progress=progress)
+    in_prompt_chunks(model, prompts, _size(model, prompts, points), work, points + 1, memory=memory, progress=progress)
     n = len(prompts)
     mean = total / n
     error = ((squares / n - mean**2).clamp(min=0) / (n - 1)).sqrt().float() if n > 1 else None
@@ -158,6 +160,8 @@ class _Attribution:
         """Runs the model part of the way from the clean to the counterfactual embedding, and back where asked."""
         model, rows = self.model, self.chunk.changed
         start = self.clean.residual + way * (self.counterfactual.residual - self.clean.residual)
+        if way == 1:
+            start = self.counterfactual.residual  # which the sum above rounds
         traces: list[_Trace] = []
         residuals: list[Tensor] = []
         with torch.set_grad_enabled(gradients):
@@ -291,7 +295,9 @@ class _Workspace:
     def take(self, name: str, like: Tensor, *shape: int) -> Tensor:
         """A buffer of a shape, with whatever was in it."""
         size = math.prod(shape)
-        if name not in self._kept or self._kept[name].numel() < size:
+        if name in self._kept and self._kept[name].numel() < size:
+            del self._kept[name]  # before its successor is made
+        if name not in self._kept:
             self._kept[name] = like.new_empty(size)
         return self._kept[name][:size].view(shape)
 
@@ -389,12 +395,15 @@ class _Scores:
         return self.readers[layer].mlp.pull_back(at.gradients[layer]["mlp"], residual)
 
 
-def _size(model: Network, prompts: PromptSet) -> Size:
+def _size(model: Network, prompts: PromptSet, points: int) -> Size:
     """What edge attribution holds, a prompt."""
     width = int(prompts.positions["end"].max()) + 1
     weights = sum(parameter.numel() for layer in model.layers for parameter in layer.parameters())
-    n_sources = 1 + model.n_layers * (model.n_heads + 1)
+    n_sources, n_read = 1 + model.n_layers * (model.n_heads + 1), 3 * model.n_heads + 1
     # What the backward pass keeps of a layer is about as wide as its linear maps together.
-    kept = 6 * weights // model.d_model + model.n_layers * 2 * model.n_heads * width
-    scores = 3 * n_sources * (model.n_layers * (3 * model.n_heads + 1) + 1)
-    return Size(4 * (width * (kept + (n_sources + 3 * model.n_heads + 1) * model.d_model) + scores), 1, 1, share=0.5)
+    backward = 4 * weights // model.d_model + model.n_layers * 2 * model.n_heads * width
+    # A point keeps about nine tensors of the residual stream's width a layer; between two others, four points live.
+    kept = 9 * model.n_layers * model.d_model * (2 if points == 1 else 4)
+    products = (n_sources + LAYERS_A_PRODUCT * n_read) * model.d_model
+    scores = 3 * n_sources * (model.n_layers * n_read + 1)
+    return Size(4 * (width * (backward + kept + products) + scores), 1, 1, share=0.5)

@@ -68,13 +68,17 @@ def patch_edges(
     chosen = choose_edges(model, prompts, edges, senders, receivers)
     by_destination: dict[Node, list[int]] = {}
     for number, edge in enumerate(chosen):
-        by_destination.setdefault(edge.destination, []).append(number)
+        # Of the logits, only those at END count.
+        read = edge.destination.at("end") if edge.destination.kind == "logits" else edge.destination
+        by_destination.setdefault(read, []).append(number)
     sources = [(edge.source,) for edge in chosen]
     effects = torch.zeros(len(chosen), len(prompts))
     clean, counterfactual = torch.zeros(len(prompts)), torch.zeros(len(prompts))
 
+    places = places_for([(node,) for node in by_destination], sources, "frozen")
+
     def work(chunk: Chunk, copies: int, tick: Callable[[], None]) -> None:
-        pair = Pair(model, chunk, *places_for([(node,) for node in by_destination], sources, "frozen"))
+        pair = Pair(model, chunk, *places)
         clean[chunk.rows], counterfactual[chunk.rows] = pair.clean.cpu(), pair.counterfactual.cpu()
         for destination, numbers in by_destination.items():
             for first in range(0, len(numbers), copies):
@@ -84,7 +88,7 @@ def patch_edges(
             tick()
 
     widest = max(by_destination, key=lambda node: (node.kind != "logits", node.kind == "mlp", node.position is None))
-    size = size_of_paths(model, prompts, (widest,), max(map(len, by_destination.values())))
+    size = size_of_paths(model, prompts, (widest,), places, max(map(len, by_destination.values())))
     in_prompt_chunks(model, prompts, size, work, len(by_destination), memory=memory, progress=progress)
     return EdgeEffects(chosen, effects, clean, counterfactual)
 
@@ -102,6 +106,9 @@ def choose_edges(
         # Selecting them checks that the model has these parts and the prompts these positions.
         select_senders([edge.source for edge in named], model, prompts)
         select_destinations([edge.destination for edge in named], model, prompts)
+        for edge in named:
+            if not joined(edge.source, edge.destination, model.is_parallel):
+                raise InputError(f"{model.name} has no edge {edge}: both read the same residual stream")
         return tuple(named)
     groups = select_senders(senders, model, prompts)
     if together := [group for group in groups if len(group) > 1]:

@@ -29,6 +29,10 @@ class Effects:
     """The same difference on the counterfactual prompts."""
     into: str = "clean"
     """The run that was patched: `clean` with counterfactual values, or `counterfactual` with clean ones."""
+    mlps: str = "live"
+    """Whether the MLPs between recomputed (`live`) or kept their clean outputs (`frozen`)."""
+    knocked_out: Group = ()
+    """Heads that were knocked out underneath."""
 
     @property
     def names(self) -> tuple[str, ...]:

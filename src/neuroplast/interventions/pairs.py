@@ -30,7 +30,7 @@ class Pair:
         Args:
             model: the model.
             chunk: the prompts.
-            base: what to keep of the run that is patched, beside the residual stream.
+            base: what to keep of the run that is patched.
             source: what to keep of the other.
             into: which run is patched, `clean` or `counterfactual`.
             edits: replacements in both runs, by layer.
@@ -38,9 +38,9 @@ class Pair:
         self.model, self.chunk = model, chunk
         tokens = (chunk.prompts.clean, chunk.prompts.counterfactual)
         of_base, of_source = tokens if into == "clean" else tokens[::-1]
-        self.base: Recording = record(model, of_base, {"residual", *base}, edits=edits)
+        self.base: Recording = record(model, of_base, base, edits=edits)
         """The run that is patched."""
-        self.source: Recording = record(model, of_source, {"residual", *source}, edits=edits)
+        self.source: Recording = record(model, of_source, source, edits=edits)
         """The run whose values are patched in."""
         differences = [self.difference(self.final(run)[:, None])[:, 0] for run in (self.base, self.source)]
         self.unpatched: Tensor = differences[0]
@@ -61,13 +61,29 @@ class Pair:
         return Window(first, self.chunk.end)
 
 
-def columns_of(positions: Bool[Tensor, "prompt pos"]) -> Int[Tensor, "prompt column"]:
+def recorded_bytes(model: Network, width: int, places: Iterable[Iterable[Place]]) -> int:
+    """Bytes that recordings of some places take, a prompt of a width: one recording for each set of places."""
+    heads, keys = model.n_heads * model.d_head, model.parts.n_kv_heads * model.d_head
+    numbers: dict[Place, int] = {
+        "query": heads,
+        "key": keys + width,  # with the masks
+        "value": keys,
+        "pattern": model.n_heads * width,
+        "z": heads,
+    }
+    row = sum(numbers.get(place, model.d_model) for kept in places for place in kept)
+    return model.module.dtype.itemsize * model.n_layers * width * row
+
+
+def columns_of(positions: Bool[Tensor, "prompt pos"], otherwise: Int[Tensor, "prompt"]) -> Int[Tensor, "prompt column"]:
     """The indices of the chosen positions; a prompt with fewer than the others repeats its last.
 
-    At least one column; a prompt with none gets position 0.
+    Args:
+        positions: which are chosen.
+        otherwise: the position of a prompt where none is.
     """
     width = max(1, int(positions.sum(dim=1).max()))
     index = torch.arange(positions.shape[1], device=positions.device)
     order = torch.where(positions, index, positions.shape[1]).sort(dim=1).values[:, :width]
-    last = torch.where(positions, index, 0).amax(dim=1, keepdim=True)
-    return torch.minimum(order, last)
+    last = torch.where(positions, index, 0).amax(dim=1)
+    return torch.minimum(order, torch.where(positions.any(dim=1), last, otherwise)[:, None])

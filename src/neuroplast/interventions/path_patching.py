@@ -28,7 +28,7 @@ from neuroplast.errors import unknown_name
 from neuroplast.interventions.chunks import Chunk, Progress, Size, in_prompt_chunks, rows_at_once
 from neuroplast.interventions.effects import Effects
 from neuroplast.interventions.knockout import build_knockout
-from neuroplast.interventions.pairs import Pair, columns_of
+from neuroplast.interventions.pairs import Pair, columns_of, recorded_bytes
 from neuroplast.interventions.selection import Group, Selection, select_receivers, select_senders
 from neuroplast.models.network import Network
 from neuroplast.models.replay import Calls, Copies, Edit, Frame, Place, admit, at_positions, run_frozen, walk_free
@@ -76,30 +76,32 @@ def path_patch(
     targets = select_receivers(receivers, model, prompts)
     if mlps == "frozen":
         model.require_mlps()
-    knockout = build_knockout(model, prompts, knocked_out)
+    knockout = build_knockout(model, prompts, knocked_out, memory=memory)
+    places = places_for([targets], groups, mlps)
     effects = torch.zeros(len(groups), len(prompts))
     clean, counterfactual = torch.zeros(len(prompts)), torch.zeros(len(prompts))
 
     def work(chunk: Chunk, copies: int, tick: Callable[[], None]) -> None:
         edits = knockout.edits(chunk)
-        pair = Pair(model, chunk, *places_for([targets], groups, mlps), edits=edits)
+        pair = Pair(model, chunk, *places, edits=edits)
         clean[chunk.rows], counterfactual[chunk.rows] = pair.clean.cpu(), pair.counterfactual.cpu()
         for first in range(0, len(groups), copies):
             part = groups[first : first + copies]
             found = PathPatch(pair, part, targets, mlps, edits, tick).effects()
             effects[first : first + len(part), chunk.rows] = found.T.cpu()
 
-    size = size_of_paths(model, prompts, targets, len(groups))
+    size = size_of_paths(model, prompts, targets, places, len(groups))
     steps = model.n_layers * (1 if targets[0].kind == "logits" else 2)
     in_prompt_chunks(model, prompts, size, work, steps, memory=memory, progress=progress)
-    return Effects("path", groups, targets, effects, clean, counterfactual)
+    out = tuple(knockout.heads)
+    return Effects("path", groups, targets, effects, clean, counterfactual, mlps=mlps, knocked_out=out)
 
 
 def places_for(
     receivers: Iterable[Sequence[Node]], senders: Iterable[Group], mlps: str
 ) -> tuple[set[Place], set[Place]]:
-    """What must be recorded of the clean and of the counterfactual run, beside the residual stream."""
-    base: set[Place] = {"attention", "z"}
+    """What must be recorded of the clean and of the counterfactual run."""
+    base: set[Place] = {"residual", "attention", "z"}
     source: set[Place] = {"z"}
     nodes = [node for group in receivers for node in group]
     if any(node.kind != "logits" for node in nodes):
@@ -112,20 +114,23 @@ def places_for(
     return base, source
 
 
-def size_of_paths(model: Network, prompts: PromptSet, receivers: Sequence[Node], senders: int) -> Size:
+def size_of_paths(
+    model: Network,
+    prompts: PromptSet,
+    receivers: Sequence[Node],
+    places: tuple[set[Place], set[Place]],
+    senders: int,
+) -> Size:
     """What path patching holds, a prompt."""
     width = int(prompts.positions["end"].max()) + 1
-    number = model.module.dtype.itemsize
     columns = 1 if receivers[0].kind == "logits" else len({node.position for node in receivers})
-    if any(node.position is None for node in receivers):
+    if any(node.position is None and node.kind != "logits" for node in receivers):
         columns = width
     window = 0 if receivers[0].kind == "logits" else width
+    read = [model.d_model if node.kind == "mlp" else model.d_head for node in receivers if node.kind != "logits"]
     # Twice, because a layer's rows exist as what enters and what leaves.
-    copy = 2 * number * model.d_model * (columns + window) + number * columns * sum(
-        model.d_model if node.kind == "mlp" else model.d_head for node in receivers if node.kind != "logits"
-    )
-    recorded = 8 * number * model.n_layers * width * model.n_heads * model.d_head + 2 * 4 * model.n_heads * width**2
-    return Size(recorded, copy, senders)
+    copy = 2 * model.d_model * (columns + window) + columns * sum(read)
+    return Size(recorded_bytes(model, width, places), copy * model.module.dtype.itemsize, senders)
 
 
 class PathPatch:
@@ -145,7 +150,7 @@ class PathPatch:
         self._to_logits = receivers[0].kind == "logits"
         self._top = self._model.n_layers if self._to_logits else max(node.layer or 0 for node in receivers)
         read = torch.stack([pair.chunk.where(node.position) for node in receivers]).any(dim=0)
-        self._columns = columns_of(read)
+        self._columns = columns_of(read, pair.chunk.end)
         self._window = pair.window(read)
         self._limit = max(1, rows_at_once(self._model) // self._columns.numel())
         self._window_limit = max(1, rows_at_once(self._model) // self._window.positions.numel())
@@ -283,7 +288,7 @@ class PathPatch:
     ) -> Float[Tensor, "prompt copy column d_model"]:
         """The clean value of the input or an MLP, one copy a sender; the counterfactual's where the sender stands."""
         source = self._pair.source
-        other = source.residual[0] if part.kind == "input" else source.mlp[part.layer or 0]
+        other = source.start.residual if part.kind == "input" else source.mlp[part.layer or 0]
         never = torch.zeros_like(self._columns, dtype=torch.bool)
         where = torch.stack([self._sends[number].get(part, never) for number in numbers], dim=1)
         return torch.where(where[..., None], at_positions(other, self._columns)[:, None], base)

@@ -6,13 +6,14 @@ named position in turn; without it, all positions are patched at once.
 """
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from neuroplast.components import Channel, Node, is_receiver, parse_node
+from neuroplast.components import CHANNELS, Node, is_receiver, parse_group
 from neuroplast.errors import InputError, unknown_name
 from neuroplast.models.network import Network
 from neuroplast.tasks.prompts import PromptSet
@@ -96,13 +97,13 @@ def position_mask(prompts: PromptSet, position: str | None) -> Bool[Tensor, "pro
     end = prompts.positions["end"][:, None]
     if position is None:
         return index <= end
+    if position in prompts.positions:
+        return index == prompts.positions[position][:, None]
     if position.isdecimal() and len(position) < 9:
         if int(position) > int(end.min()):
             raise InputError(f"position {position}: the shortest prompt has tokens 0 to {int(end.min())} only")
         return (index == int(position)).expand(len(prompts), -1).clone()
-    if position not in prompts.positions:
-        raise unknown_name("position", position, [*prompts.positions, EACH])
-    return index == prompts.positions[position][:, None]
+    raise unknown_name("position", position, [*prompts.positions, EACH])
 
 
 def _select(selection: Selection, words: Sequence[str], model: Network, prompts: PromptSet) -> tuple[Group, ...]:
@@ -119,9 +120,11 @@ def _select(selection: Selection, words: Sequence[str], model: Network, prompts:
     if not groups:
         expected = ", ".join((*words, "names such as a3.h1"))
         raise InputError(f"nothing is selected by {str(selection)!r}; expected {expected}")
-    for node in (node for group in groups for node in group):
+    nodes = [node for group in groups for node in group]
+    for node in nodes:
         _require_part(node, model)
-        position_mask(prompts[:1], node.position)
+    for position in {node.position for node in nodes}:
+        position_mask(prompts, position)
     return tuple(groups)
 
 
@@ -139,27 +142,14 @@ def _split(text: str) -> list[str]:
 
 def _expand(text: str, words: Sequence[str], model: Network, prompts: PromptSet) -> list[Group]:
     word, _, position = text.partition("@")
-    if word in words and word != "logits" and not text.endswith("@"):
+    if text.endswith("@"):
+        raise InputError(f"{text!r}: a position must stand behind @, such as end")
+    if word in words and word != "logits":
         groups = [(node.at(position or None),) for node in _nodes_of(word, model)]
         return [spread for group in groups for spread in _spread(group, prompts)]
     if word.isalpha() and word not in NAMES:
-        raise unknown_name("selection", word, [*words, *NAMES])
-    # A position may hold a plus too, as s1+1 does: only where another node begins, a plus joins nodes.
-    names: list[str] = []
-    for piece in text.split("+"):
-        if names and not _is_node(piece):
-            names[-1] += f"+{piece}"
-        else:
-            names.append(piece)
-    return _spread(tuple(parse_node(name) for name in names), prompts)
-
-
-def _is_node(text: str) -> bool:
-    try:
-        parse_node(text)
-    except InputError:
-        return False
-    return True
+        raise unknown_name("selection", word, sorted({*words, *NAMES}))
+    return _spread(parse_group(text), prompts)
 
 
 def _spread(group: Group, prompts: PromptSet) -> list[Group]:
@@ -172,8 +162,7 @@ def _spread(group: Group, prompts: PromptSet) -> list[Group]:
 def _nodes_of(word: str, model: Network) -> list[Node]:
     layers = range(model.n_layers)
     if word in ("heads", "q", "k", "v", "pattern"):
-        channels: dict[str, Channel] = {"q": "q", "k": "k", "v": "v", "pattern": "pattern"}
-        channel = channels.get(word)
+        channel = CHANNELS.get(word)
         return [Node("head", layer, head, channel=channel) for layer in layers for head in range(model.n_heads)]
     if word == "input":
         return [Node("input")]
@@ -187,8 +176,11 @@ def _nodes_of(word: str, model: Network) -> list[Node]:
 def _require_receivers(nodes: Iterable[Node]) -> None:
     for node in nodes:
         if not is_receiver(node):
-            hint = f"; did you mean {node}<q>, <k> or <v>?" if node.kind == "head" and not node.channel else ""
+            read = replace(node, channel="q") if node.kind == "head" and not node.channel else None
+            hint = f"; did you mean {read}, <k> or <v>?" if read else ""
             raise InputError(f"{node} cannot receive: receivers are a head's <q>, <k>, <v>, MLPs and logits{hint}")
+        if node.kind == "logits" and node.position not in (None, "end"):
+            raise InputError(f"{node}: the logits are read at the end only; leave out @{node.position}")
 
 
 def _require_part(node: Node, model: Network) -> None:

@@ -43,7 +43,7 @@ class Recording:
     start: Start
     """What came before the layers."""
     residual: dict[int, Float[Tensor, "prompt pos d_model"]] = field(default_factory=dict)
-    """The residual stream entering each layer; at the number of layers, what leaves the last."""
+    """The residual stream entering each layer; always kept is what leaves the last layer that ran."""
     query: dict[int, Float[Tensor, "prompt head pos d_head"]] = field(default_factory=dict)
     """Queries, position-encoded."""
     key: dict[int, Float[Tensor, "prompt kv_head pos d_head"]] = field(default_factory=dict)
@@ -221,8 +221,7 @@ def record(
             recording.residual[layer] = residual
         run = _LayerRun(network, layer, (edits or {}).get(layer, ()), copies=1)
         residual = run(residual.unsqueeze(1), recording.start.calls[layer], recording, keep).squeeze(1)
-    if "residual" in keep:
-        recording.residual[last] = residual
+    recording.residual[last] = residual
     return recording
 
 

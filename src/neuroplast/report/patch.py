@@ -13,8 +13,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
-from neuroplast.components import Edge, Node, parse_edge, parse_node
-from neuroplast.errors import InputError
+from neuroplast.components import Edge, Node, parse_edge, parse_group
 from neuroplast.report import style
 from neuroplast.report.figures import DPI
 from neuroplast.storage import atomic_file, load_metadata, load_tensors, write_text
@@ -134,10 +133,10 @@ Panel = tuple[str, Sequence[str], np.ndarray]
 
 def _node_panels(results: PatchResults) -> list[Panel]:
     """Heads as layers × heads, one panel a channel and position; other parts as layers × positions."""
-    try:
-        nodes = [parse_node(name) for name in results.names]
-    except InputError:
+    groups = [parse_group(name) for name in results.names]
+    if any(len(group) > 1 for group in groups):
         return []
+    nodes = [node for (node,) in groups]
     n_layers = 1 + max((node.layer or 0 for node in nodes), default=0)
     n_heads = 1 + max((node.head or 0 for node in nodes), default=0)
     grids: dict[str, np.ndarray] = {}

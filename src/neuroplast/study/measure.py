@@ -55,7 +55,7 @@ def run_measurement(
         prompts: the shared prompts.
         path: the file to write.
         metadata: provenance kept in the file.
-        progress: called with (prompts done, prompts in all).
+        progress: called with (steps done, steps in all).
     """
     behaviour = measure_behaviour(model, prompts)
     heads = path_patch(model, prompts, progress=progress)

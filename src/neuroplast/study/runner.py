@@ -16,16 +16,27 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from neuroplast.errors import InputError, StorageError
+from neuroplast.memory import show_size
 from neuroplast.models.network import Network
 from neuroplast.models.sources import load_model, weights_sha256
+from neuroplast.observer import Observer, Silent
 from neuroplast.report import write_report
 from neuroplast.statistics import bootstrap_weights
-from neuroplast.storage import hash_file, load_json, make_folder, write_json, write_jsonl, write_text
+from neuroplast.storage import (
+    hash_file,
+    is_begun,
+    load_json,
+    make_folder,
+    nearest_folder,
+    write_json,
+    write_jsonl,
+    write_text,
+)
 from neuroplast.study.measure import (
     NO_CIRCUIT,
     Measured,
@@ -47,22 +58,6 @@ from neuroplast.training.train import behaviour_probe
 SCHEMA = 1
 
 
-class Observer(Protocol):
-    """Is told how a study goes; the command line draws bars from it."""
-
-    def say(self, line: str) -> None:
-        """Something slow begins, or something was found."""
-        ...
-
-    def stage(self, name: str, index: int, total: int) -> None:
-        """A stage begins; `index` counts from 0."""
-        ...
-
-    def progress(self, activity: str, done: int, total: int, note: str = "") -> None:
-        """Work inside the stage."""
-        ...
-
-
 @dataclass(frozen=True)
 class StudyResult:
     """Where a finished study lies, and its summary."""
@@ -73,19 +68,6 @@ class StudyResult:
     """The page."""
     summary: dict[str, Any]
     """The document in `summary.json`."""
-
-
-class Silent:
-    """An observer that tells nobody."""
-
-    def say(self, line: str) -> None:
-        """Nothing."""
-
-    def stage(self, name: str, index: int, total: int) -> None:
-        """Nothing."""
-
-    def progress(self, activity: str, done: int, total: int, note: str = "") -> None:
-        """Nothing."""
 
 
 def run_study(config: StudyConfig, out: str | Path, observer: Observer | None = None, command: str = "") -> StudyResult:
@@ -102,10 +84,7 @@ def run_study(config: StudyConfig, out: str | Path, observer: Observer | None = 
         TrainingDivergedError: a fine-tuning's loss stopped being a number.
         StorageError: the disk refused.
     """
-    try:
-        _claim_folder(config, Path(out))
-    except OSError as error:
-        raise InputError(f"--out cannot be used: {error.strerror}; choose another") from error
+    _claim_folder(config, Path(out))
     return _Run(config, Path(out), observer or Silent(), command).run()
 
 
@@ -311,10 +290,10 @@ class _Run:
         ]
         # One interrupted run's folder beside the next one being written, each with weights and two moments.
         needed = size * (len(missing) + (6 if missing else 0))
-        if (free := shutil.disk_usage(_nearest(self.out)).free) < needed:
+        if (free := shutil.disk_usage(nearest_folder(self.out)).free) < needed:
             raise StorageError(
-                f"no disk space: {self.out} has {_size(free)} free, this study needs "
-                f"{_size(needed)} for its checkpoints; free some, or choose another --out"
+                f"no disk space: {self.out} has {show_size(free)} free, this study needs "
+                f"{show_size(needed)} for its checkpoints; free some, or choose another --out"
             )
 
     def _open_manifest(self, base: Network, command: str) -> dict[str, Any]:
@@ -396,37 +375,21 @@ def _summary_entry(stage: Stage, path: Path) -> dict[str, Any]:
 
 def _claim_folder(config: StudyConfig, out: Path) -> None:
     """Refuses a run directory that is not this study's; makes nothing, so that a refusal leaves nothing."""
-    if out.exists() and not out.is_dir():
-        raise InputError(f"--out {out} is a file; expected a new folder or one of the same study")
-    settings = out / "study.toml"
-    if settings.is_file():
-        try:
-            former = tomllib.loads(settings.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise InputError(f"{settings} is not TOML ({error}); choose another --out") from error
-        ours = config.model_dump()
-        different = sorted(key for key in ours | former if ours.get(key) != former.get(key))
-        if different:
-            key = different[0]
-            raise InputError(
-                f"{out} holds a different study: its {key} is {former.get(key)!r}, this one's is {ours.get(key)!r}; "
-                "choose another --out, or repeat the command that began it"
-            )
+    if not is_begun(out, "study.toml", "study", ["manifest.json"]):
         return
-    if not _nearest(out).is_dir() or (out.is_symlink() and not out.exists()):
-        raise InputError(f"--out {out} cannot be made: a file or a broken link stands in its way; choose another")
-    leftovers = {"manifest.json", "manifest.json.partial", "study.toml.partial"}
-    if out.is_dir() and any(entry.name not in leftovers for entry in out.iterdir()):
-        raise InputError(f"{out} is not empty and holds no study; choose another --out")
-
-
-def _nearest(path: Path) -> Path:
-    """The path itself, or the nearest folder above it that exists."""
-    return next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.exists())
-
-
-def _size(n_bytes: float) -> str:
-    return f"{n_bytes / 2**30:.1f} GiB" if n_bytes >= 2**30 else f"{n_bytes / 2**20:.1f} MiB"
+    settings = out / "study.toml"
+    try:
+        former = tomllib.loads(settings.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{settings} is not TOML ({error}); choose another --out") from error
+    ours = config.model_dump()
+    different = sorted(key for key in ours | former if ours.get(key) != former.get(key))
+    if different:
+        key = different[0]
+        raise InputError(
+            f"{out} holds a different study: its {key} is {former.get(key)!r}, this one's is {ours.get(key)!r}; "
+            "choose another --out, or repeat the command that began it"
+        )
 
 
 def _now() -> str:
