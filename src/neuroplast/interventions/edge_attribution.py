@@ -400,8 +400,8 @@ def _size(model: Network, prompts: PromptSet, points: int) -> Size:
     width = int(prompts.positions["end"].max()) + 1
     weights = sum(parameter.numel() for layer in model.layers for parameter in layer.parameters())
     n_sources, n_read = 1 + model.n_layers * (model.n_heads + 1), 3 * model.n_heads + 1
-    # What the backward pass keeps of a layer is about as wide as its linear maps together.
-    backward = 4 * weights // model.d_model + model.n_layers * 2 * model.n_heads * width
+    # What the backward pass keeps of a layer is at most about three times as wide as its linear maps together.
+    backward = 3 * weights // model.d_model + model.n_layers * 2 * model.n_heads * width
     # A point keeps about nine tensors of the residual stream's width a layer; between two others, four points live.
     kept = 9 * model.n_layers * model.d_model * (2 if points == 1 else 4)
     products = (n_sources + LAYERS_A_PRODUCT * n_read) * model.d_model
