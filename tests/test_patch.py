@@ -218,6 +218,8 @@ def test_bad_input_is_one_clear_line(tmp_path: Path, settings, message: str):
         ({"senders": "a0.h1+m0@s1+1, a1.h1"}, ["tiny, path: a0.h1+m0@s1+1, a1.h1 -> logits"]),
         ({"senders": "m0@s2+m1@end, m1@s2"}, ["tiny, path: m0@s2+m1@end, m1@s2 -> logits"]),
         ({"method": "activation", "senders": "q@end, residual@each"}, ["heads <q> @end", "residual"]),
+        ({"method": "edge", "receivers": "m3", "senders": "heads, mlps"}, ["heads", "mlp"]),
+        ({"method": "edge", "receivers": "logits", "senders": "m0, a3.h1"}, ["tiny, edge: m0, a3.h1 -> logits"]),
         (
             {"method": "eap"},
             ["into queries", "into keys", "into values", "into MLPs", "into logits"],

@@ -4,7 +4,7 @@ import csv
 import io
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -79,6 +79,9 @@ def write_patch_report(folder: Path) -> None:
 
 def draw_patch(results: PatchResults) -> Figure:
     """Heat maps where the rows form grids (heads, layers by position, layers by layers), else bars."""
+    if len({name.partition("->")[2] for name in results.names}) == 1:
+        # Edges into one receiver are told apart by their senders.
+        results = replace(results, names=[name.partition("->")[0] for name in results.names])
     if "->" in results.names[0]:
         panels, axes = _edge_panels(results), ("receiver's layer", "sender's layer")
         note = "sum of absolute effects of; all edges between two layers"
@@ -93,10 +96,12 @@ def draw_patch(results: PatchResults) -> Figure:
     columns = -(-len(panels) // rows)
     height = min(max(0.13 * max(len(values) for _, _, values in panels), 1.6), 6.0)
     widths = [min(max(0.16 * values.shape[1], 1.0), 5.0) for _, _, values in panels]
+    if rows > 1:
+        widths = [max(widths)] * columns
     figure = Figure(
-        figsize=(columns * (max(widths) + 0.5) + 1.6, (height + 0.9) * rows + 0.7), dpi=DPI, layout="constrained"
+        figsize=(sum(widths) + columns * 0.5 + 1.6, (height + 0.9) * rows + 0.7), dpi=DPI, layout="constrained"
     )
-    frames = figure.subplots(rows, columns, squeeze=False)
+    frames = figure.subplots(rows, columns, squeeze=False, width_ratios=widths)
     image = None
     for frame, (title, labels, values) in zip(frames.flat, panels, strict=False):
         # Row -1 is the input, below layer 0.
@@ -113,6 +118,8 @@ def draw_patch(results: PatchResults) -> Figure:
         )
         frame.set_title(title.replace("$", r"\$"), fontsize=8)
         _label(frame, labels)
+        if title == "input":
+            frame.set_yticks([])
         if title.startswith("heads"):
             frame.set_xlabel("head", fontsize=7)
     for frame in frames.flat[len(panels) :]:
