@@ -1,6 +1,8 @@
 """The engine on smollm2-135m: against independent measurements, and against full forward passes."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ from neuroplast.components import parse_edge, parse_node
 from neuroplast.interventions.activation_patching import activation_patch
 from neuroplast.interventions.edge_patching import patch_edges
 from neuroplast.interventions.path_patching import path_patch
+from neuroplast.memory import parse_size
 from neuroplast.models.build import build_network
 from neuroplast.models.network import Network
 from neuroplast.models.sources import load_model
@@ -78,3 +81,25 @@ def test_every_intervention_agrees_with_full_forward_passes(smollm2: Network):
         build_network(smollm2.module, smollm2.tokenizer, smollm2.name)
     for name, found in fast.items():
         torch.testing.assert_close(found.effects, torch.tensor(slow[name]), atol=1e-4, rtol=1e-4)
+
+
+PROBE = """
+import resource, sys
+import neuroplast as npl
+from neuroplast.memory import reuse_freed_memory
+reuse_freed_memory()
+model = npl.load_model("smollm2-135m")
+prompts = npl.tasks.ioi.prompts(model, n=int(sys.argv[1]))
+npl.path_patch(model, prompts, receivers="a23.h3<q>@end", memory=sys.argv[2])
+npl.attribute_edges(model, prompts, method="eap", memory=sys.argv[2])
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+"""
+
+
+def test_the_process_stays_inside_its_budget(smollm2: Network):
+    peaks = {}
+    for budget in ("1600MiB", "6GiB"):
+        words = [sys.executable, "-c", PROBE, "24", budget]
+        peaks[budget] = int(subprocess.run(words, capture_output=True, text=True, check=True).stdout)
+        assert peaks[budget] < parse_size(budget)
+    assert peaks["1600MiB"] < 0.8 * peaks["6GiB"], "a budget that bounds nothing shows nothing"
