@@ -7,7 +7,7 @@ demo: .venv/installed
 	$(BIN)/neuroplast study --model tiny --preset quick --out runs/demo
 
 test: lint
-	$(BIN)/pytest
+	$(BIN)/pytest -n auto --dist worksteal
 
 lint: .venv/installed
 	$(BIN)/ruff check .
