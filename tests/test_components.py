@@ -51,3 +51,19 @@ def test_an_edge_comes_back_as_it_was():
 def test_no_edge_is_refused_with_its_reason(text: str, reason: str):
     with pytest.raises(InputError, match=reason):
         parse_edge(text)
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda: Node("head", 0, -1),
+        lambda: Node("mlp", -1),
+        lambda: Node("head", 0.0, 1),
+        lambda: Node("head", True, 1),
+        lambda: Node("mlp", 1, position=3),
+        lambda: Node("mlp", 1, position=""),
+    ],
+)
+def test_indices_count_from_0_and_positions_are_names(build):
+    with pytest.raises(InputError, match=r"indices count from 0|expected a name"):
+        build()

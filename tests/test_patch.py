@@ -1,5 +1,6 @@
 import csv
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,7 +22,7 @@ from neuroplast.models.sources import load_model
 from neuroplast.observer import Silent
 from neuroplast.patch import PatchConfig, run_patch
 from neuroplast.report.patch import draw_patch, load_patch
-from neuroplast.storage import load_metadata, load_tensors
+from neuroplast.storage import load_metadata, load_tensors, write_tensors
 from neuroplast.tasks import ioi, load_records
 
 # Runs a measurement in a process of its own that dies when it saves its second part.
@@ -149,11 +150,49 @@ def test_a_killed_measurement_goes_on_and_ends_with_the_same_numbers(tmp_path: P
     assert all(torch.equal(tensors[0][name], tensors[1][name]) for name in tensors[0])
 
 
-def test_a_single_prompt_has_effects_without_intervals_only_where_none_can_be(tmp_path: Path):
-    paths = run_patch(PatchConfig(n_prompts=1), tmp_path / "path")
-    scores = run_patch(PatchConfig(n_prompts=1, method="eap"), tmp_path / "eap")
-    assert paths["top"][0]["ci95"][0] == paths["top"][0]["ci95"][1]
-    assert scores["top"][0]["ci95"] is None and scores["interval"] is None
+@pytest.mark.parametrize("method", ["path", "activation", "edge", "eap"])
+def test_a_single_prompt_has_effects_and_no_interval(tmp_path: Path, method: str):
+    summary = run(tmp_path, method=method, n_prompts=1)
+    assert all(row["ci95"] is None and row["share"] is None for row in summary["top"]) and summary["top"][0]["effect"]
+    assert summary["interval"] is None and summary["logit_diff"]["clean"]["ci95"] is None
+    assert summary["why"] == {"interval": "one prompt has no spread", "share": "one prompt has no spread"}
+
+
+def test_results_of_another_measurement_are_not_taken_for_this_one(tmp_path: Path):
+    run(tmp_path / "one")
+    run(tmp_path / "two", method="eap")
+    shutil.copy(tmp_path / "two" / "effects.safetensors", tmp_path / "one")
+    with pytest.raises(StorageError, match="is of another measurement; remove it"):
+        run(tmp_path / "one")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda tensors, _: tensors.pop("mean"), "is damaged .'mean'."),
+        (lambda tensors, _: tensors.update(mean=tensors["mean"][:3]), "rows do not have a number each"),
+        (lambda tensors, _: tensors["mean"].fill_(float("nan")), "rows do not have a number each"),
+        (lambda _, described: described.pop("rows"), "is damaged .'rows'."),
+    ],
+)
+def test_damaged_results_are_one_clear_line(tmp_path: Path, change, message: str):
+    run(tmp_path)
+    path = tmp_path / "effects.safetensors"
+    tensors, described = load_tensors(path), load_metadata(path)
+    change(tensors, described)
+    write_tensors(path, tensors, described)
+    with pytest.raises(StorageError, match=message):
+        run(tmp_path)
+
+
+def test_what_is_missing_beside_the_numbers_is_written_again(tmp_path: Path):
+    run(tmp_path)
+    kept = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert len({path.stat().st_mode for path in tmp_path.iterdir()}) == 1, "some files are less readable than others"
+    for name in ("prompts.jsonl", "effects.csv", "effects.png"):
+        (tmp_path / name).unlink()
+    run(tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == kept
 
 
 def test_a_share_of_a_difference_that_may_be_nothing_is_not_given(tmp_path: Path, tiny: Network):
@@ -177,9 +216,9 @@ def test_progress_is_told_over_all_parts(tmp_path: Path, monkeypatch):
     ("settings", "message"),
     [
         ({"method": "pth"}, "unknown method 'pth': did you mean 'path'"),
-        ({"method": "eap", "mlps": "frozen"}, "method 'eap' has no setting 'mlps'; path have it"),
-        ({"method": "eap", "steps": 3}, "method 'eap' has no setting 'steps'; eap-ig, ceap have it"),
-        ({"method": "activation", "receivers": "logits"}, "has no setting 'receivers'"),
+        ({"method": "eap", "mlps": "frozen"}, r"method 'eap' has no setting 'mlps' \(--mlps\): it is for path"),
+        ({"method": "eap", "steps": 3}, r"method 'eap' has no setting 'steps' \(--steps\): it is for eap-ig, ceap"),
+        ({"method": "activation", "receivers": "logits"}, r"has no setting 'receivers' \(--to\)"),
         ({"mlps": "frosen"}, "unknown treatment of MLPs 'frosen': did you mean 'frozen'"),
         ({"method": "activation", "into": "corrupted"}, "unknown run to patch into 'corrupted'"),
         ({"method": "ceap", "steps": 0}, "steps must be at least 1, got 0"),
@@ -199,8 +238,14 @@ def test_progress_is_told_over_all_parts(tmp_path: Path, monkeypatch):
         ({"method": "activation", "senders": "logits"}, "logits cannot be patched"),
         ({"knocked_out": "m1"}, "m1 cannot be knocked out"),
         ({"prompts": "nowhere.jsonl", "n_prompts": None}, "could not read nowhere.jsonl"),
-        ({"prompts": "own.jsonl"}, "setting 'n_prompts' is for the task's prompts; own.jsonl has its own"),
+        (
+            {"prompts": "own.jsonl"},
+            r"setting 'n_prompts' \(--n-prompts\) is for the task's prompts; own.jsonl has its own",
+        ),
         ({"n_prompts": 10**12}, "1000000000000 prompts: a measurement needs at least 1, and at most 1,000,000"),
+        ({"seed": -1}, "seed must be at least 0, got -1"),
+        ({"seed": 1.5}, "seed must be a whole number, got 1.5"),
+        ({"senders": "m3", "receivers": "a0.h1<q>"}, "no path leads from these senders to a0.h1<q>"),
         ({"receivers": "logits@s2"}, "logits@s2: the logits are read at the end only"),
         ({"counterfactual": "abcd"}, "unknown counterfactual 'abcd': did you mean 'abc'"),
     ],

@@ -186,6 +186,8 @@ def patch(
         share = "–" if row["share"] is None else f"{row['share']:+.1%}"
         table.add_row(escape(row["name"]), _with_interval(row["effect"], row["ci95"], ".3g"), share)
     stdout.print(table)
+    for name, reason in summary.get("why", {}).items():
+        stdout.print(f"no {name}: {reason}", style="dim", markup=False)
     difference = {name: _with_interval(each["mean"], each["ci95"]) for name, each in summary["logit_diff"].items()}
     stdout.print(
         f"{len(summary['top'])} of {summary['n_rows']} rows, the largest, over {summary['n_prompts']} prompts. "

@@ -15,7 +15,7 @@ Each may stand at a position: `a23.h3@end`. An edge is `a20.h0->a23.h3<q>`.
 
 import re
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 from neuroplast.errors import InputError
 
@@ -55,6 +55,13 @@ class Node:
             raise InputError(f"a node of kind {self.kind!r} got layer {self.layer!r}")
         if (self.head is not None) != (self.kind == "head"):
             raise InputError(f"a node of kind {self.kind!r} got head {self.head!r}")
+        indices: tuple[Any, Any] = (self.layer, self.head)
+        position: Any = self.position
+        for index in indices:
+            if index is not None and (not isinstance(index, int) or isinstance(index, bool) or index < 0):
+                raise InputError(f"a node of kind {self.kind!r} got index {index!r}; indices count from 0")
+        if position is not None and not (isinstance(position, str) and position):
+            raise InputError(f"a node got position {position!r}; expected a name, a token index as text, or None")
         if self.channel is not None and self.kind != "head":
             raise InputError(f"a node of kind {self.kind!r} got channel {self.channel!r}; only heads have channels")
 
@@ -162,7 +169,7 @@ def parse_edge(text: str) -> Edge:
     Raises:
         InputError: when the text is no edge.
     """
-    source, arrow, destination = text.partition("->")
+    source, arrow, destination = str(text).partition("->")
     if not arrow:
-        raise InputError(f"not the name of an edge: {text[:60]!r}; expected SOURCE->DESTINATION")
+        raise InputError(f"not the name of an edge: {str(text)[:60]!r}; expected SOURCE->DESTINATION")
     return Edge(parse_node(source), parse_node(destination))

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from neuroplast.errors import InputError, unknown_name
+from neuroplast.errors import InputError, StorageError, unknown_name
 from neuroplast.interventions.activation_patching import INTO, activation_patch
 from neuroplast.interventions.edge_attribution import METHODS as ATTRIBUTIONS
 from neuroplast.interventions.edge_attribution import STEPS, attribute_edges
@@ -109,12 +109,18 @@ class PatchConfig:
     def __post_init__(self) -> None:
         if self.method not in METHODS:
             raise unknown_name("method", self.method, METHODS)
+        for name in ("n_prompts", "seed", "steps"):
+            value: Any = getattr(self, name)
+            if value is not None and (not isinstance(value, int) or isinstance(value, bool)):
+                raise InputError(f"{name} must be a whole number, got {value!r}")
+        if self.seed is not None and self.seed < 0:
+            raise InputError(f"seed must be at least 0, got {self.seed}")
         if self.n_prompts is not None and not 1 <= self.n_prompts <= MOST_PROMPTS:
             raise InputError(f"{self.n_prompts} prompts: a measurement needs at least 1, and at most {MOST_PROMPTS:,}")
         if self.prompts is not None:
             for name in ("n_prompts", "seed", "counterfactual"):
                 if getattr(self, name) is not None:
-                    raise InputError(f"setting {name!r} is for the task's prompts; {self.prompts} has its own")
+                    raise InputError(f"setting {_spelled(name)} is for the task's prompts; {self.prompts} has its own")
         for name, kind, known in (
             ("mlps", "treatment of MLPs", MLPS),
             ("into", "run to patch into", INTO),
@@ -127,7 +133,9 @@ class PatchConfig:
         for name in ("senders", "receivers", "mlps", "knocked_out", "into", "steps"):
             if getattr(self, name) is not None and name not in DEFAULTS[self.method]:
                 having = [method for method, settings in DEFAULTS.items() if name in settings]
-                raise InputError(f"method {self.method!r} has no setting {name!r}; {', '.join(having)} have it")
+                raise InputError(
+                    f"method {self.method!r} has no setting {_spelled(name)}: it is for {', '.join(having)}"
+                )
 
     def resolved(self) -> "PatchConfig":
         """The same with every setting of the method filled in."""
@@ -137,6 +145,12 @@ class PatchConfig:
             defaults |= {"n_prompts": 64, "seed": 0, "counterfactual": task.counterfactuals[0]}
         missing = {name: value for name, value in defaults.items() if getattr(self, name) is None}
         return replace(self, **missing)  # pyright: ignore[reportArgumentType]
+
+
+def _spelled(name: str) -> str:
+    """A setting as Python and as the command line call it."""
+    flags = {"senders": "from", "receivers": "to", "knocked_out": "knock-out"}
+    return f"{name!r} (--{flags.get(name, name.replace('_', '-'))})"
 
 
 def run_patch(
@@ -174,7 +188,6 @@ def run_patch(
         raise InputError(f"{out} holds another measurement (other settings, prompts or weights); choose another --out")
     if not (out / FILE).is_file():
         tensors = measurement.run(out / PARTS)
-        write_jsonl(out / PROMPTS, map(asdict, prompts.records))
         described = {name: json.dumps(value, ensure_ascii=False) for name, value in provenance.items()}
         described |= {
             "rows": json.dumps(measurement.names),
@@ -184,6 +197,10 @@ def run_patch(
         }
         write_tensors(out / FILE, tensors, described)
         shutil.rmtree(out / PARTS, ignore_errors=True)
+    write_jsonl(out / PROMPTS, map(asdict, prompts.records))
+    kept = {name: json.loads(text) for name, text in load_metadata(out / FILE).items() if name in provenance}
+    if kept != provenance:
+        raise StorageError(f"{out / FILE} is of another measurement; remove it, then run the same command again")
     write_patch_report(out)
     return _summary(out, config, len(prompts))
 
@@ -198,6 +215,13 @@ def _load_prompts(config: PatchConfig, model: Network) -> PromptSet:
             model.tokenizer, config.n_prompts, config.seed, counterfactual=config.counterfactual
         )
     return build_prompt_set(model.tokenizer, config.task, records)
+
+
+def _require_path(senders: Sequence[Group], receivers: Group) -> None:
+    """Refuses senders that are all computed after the receivers: every effect would be 0."""
+    if min(node.depth for group in senders for node in group) >= max(node.depth for node in receivers):
+        names = ", ".join(map(str, receivers))
+        raise InputError(f"no path leads from these senders to {names}: a receiver must come after its sender")
 
 
 class _Measurement:
@@ -215,7 +239,7 @@ class _Measurement:
         senders, receivers = config.senders or "", config.receivers or ""
         if config.method == "path":
             self.groups: Sequence[Group] = select_senders(senders, model, prompts)
-            select_receivers(receivers, model, prompts)
+            _require_path(self.groups, select_receivers(receivers, model, prompts))
             select_heads(config.knocked_out or (), model, prompts)
             self.names = list(map(group_name, self.groups))
         elif config.method == "activation":
@@ -245,11 +269,17 @@ class _Measurement:
                     break
                 write_tensors(path, tensors, {})
             found.append(load_tensors(path))
+            rows = len(found[-1].get("effects", ()))
+            if rows != len(self.names[first : first + ROWS_A_PART]):
+                raise StorageError(f"{path} is damaged: it has {rows} rows; remove it, then run the same command again")
         effects = torch.cat([each["effects"] for each in found])
+        kept = {**found[0], "effects": effects, "mean": effects.mean(dim=1)}
+        if effects.shape[1] == 1:
+            return kept
         weights = bootstrap_weights(effects.shape[1], seed=0)
         ends = [interval(weights @ part.T.double().numpy()) for part in effects.split(500)]
         low, high = (torch.from_numpy(np.concatenate(each)).float() for each in zip(*ends, strict=True))
-        return {**found[0], "effects": effects, "mean": effects.mean(dim=1), "low": low, "high": high}
+        return kept | {"low": low, "high": high}
 
     def _measure(self, part: slice, progress: Callable[[int, int], None]) -> dict[str, Tensor]:
         config, memory = self.config, self.memory
@@ -308,8 +338,13 @@ def _summary(out: Path, config: PatchConfig, n_prompts: int) -> dict[str, Any]:
     names: list[str] = json.loads(described["rows"])
     weights = bootstrap_weights(n_prompts, seed=0)
     differences = {name: estimate_mean(weights, tensors[name].double().numpy()) for name in ("clean", "counterfactual")}
+    if n_prompts == 1:
+        differences = {name: replace(each, ci95=None) for name, each in differences.items()}
     base = differences[config.into or "clean"]
     defined = base.value is not None and base.ci95 is not None and not base.ci95[0] <= 0 <= base.ci95[1]
+    why = {} if defined else {"share": "LD of the unpatched run is not apart from 0"}
+    if n_prompts == 1:
+        why = dict.fromkeys(("interval", "share"), "one prompt has no spread")
     ends = (tensors["low"], tensors["high"]) if "low" in tensors else None
     order = tensors["mean"].abs().argsort(descending=True, stable=True)[:TOP].tolist()
     return {
@@ -331,6 +366,6 @@ def _summary(out: Path, config: PatchConfig, n_prompts: int) -> dict[str, Any]:
             }
             for row in order
         ],
-        **({} if defined else {"why": {"share": "LD of the unpatched run is not apart from 0"}}),
+        **({"why": why} if why else {}),
         "files": {name: str(out / f"effects.{name}") for name in ("safetensors", "csv", "png")},
     }

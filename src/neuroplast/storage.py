@@ -160,7 +160,7 @@ def load_jsonl(path: Path) -> list[dict[str, Any]]:
     """
     rows: list[dict[str, Any]] = []
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, ValueError) as error:
         raise StorageError(f"could not read {path}: {error}") from error
     for number, line in enumerate(lines, start=1):
@@ -184,11 +184,14 @@ def write_tensors(path: Path, tensors: "Mapping[str, Tensor]", metadata: Mapping
     from safetensors.torch import save_file  # torch is slow to import and most of this module needs none
 
     with atomic_file(path) as temporary:
+        temporary.touch()
+        mode = temporary.stat().st_mode
         save_file(
             {name: tensor.contiguous() for name, tensor in tensors.items()},
             temporary,
             {"neuroplast": json.dumps(dict(metadata))},
         )
+        temporary.chmod(mode)  # as readable as every other file, which the library does not leave it
 
 
 def load_tensors(path: Path) -> "dict[str, Tensor]":
@@ -216,6 +219,8 @@ def load_metadata(path: Path) -> dict[str, str]:
     try:
         with safe_open(path, "pt") as handle:
             kept = json.loads((handle.metadata() or {})["neuroplast"])
+        if not isinstance(kept, dict):
+            raise ValueError("its provenance is no JSON object")
     except (OSError, SafetensorError, KeyError, ValueError) as error:
         raise StorageError(f"could not read {path}: {error}; remove it, then run the same command again") from error
     return {str(name): str(text) for name, text in kept.items()}

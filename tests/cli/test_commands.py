@@ -185,7 +185,7 @@ def test_a_patch_prints_its_largest_effects_and_its_paths(run, tmp_path: Path):
         (["--n-prompts", "0"], "0 prompts: a measurement needs at least 1"),
         (["--out", "x" * 300], "--out cannot be used: File name too long"),
         (["--out", f"{__file__}/run"], "a file or a broken link stands in its way"),
-        (["--prompts", __file__], "setting 'n_prompts' is for the task's prompts"),
+        (["--prompts", __file__], "setting 'n_prompts' (--n-prompts) is for the task's prompts"),
         (["--device", "cuda"], "no usable CUDA device"),
     ],
 )

@@ -49,11 +49,18 @@ def test_an_edge_that_the_model_does_not_have_is_refused(network: Network, named
         patch_edges(network, named_prompts, ["a1.h0->m1"])
 
 
-def test_scores_are_looked_up_by_edge(network: Network, named_prompts: PromptSet):
+def test_edges_are_named_and_scores_looked_up(network: Network, named_prompts: PromptSet):
     found = attribute_edges(network, named_prompts, method="eap")
     (edge, score), *_ = found.top(3)
     assert found.score(edge) == score and abs(score) == float(found.scores.abs().max()) > 0
     assert not found.scores[~found.exists].any()
+    for edges, message in (
+        ([], "no edges are given"),
+        (["m0->m2@each"], "an edge stands at one position"),
+    ):
+        with pytest.raises(InputError, match=message):
+            patch_edges(network, named_prompts, edges)
+    assert patch_edges(network, named_prompts, "m0->m2").edges == (parse_edge("m0->m2"),)
     with pytest.raises(InputError, match="the model has no edge"):
         found.score(parse_edge("a0.h0@end->m2"))
 

@@ -3,6 +3,10 @@ import torch
 
 from neuroplast.components import Node, parse_node
 from neuroplast.errors import InputError
+from neuroplast.interventions.activation_patching import activation_patch
+from neuroplast.interventions.edge_attribution import attribute_edges
+from neuroplast.interventions.edge_patching import patch_edges
+from neuroplast.interventions.path_patching import path_patch
 from neuroplast.interventions.selection import (
     position_mask,
     select_destinations,
@@ -29,6 +33,8 @@ def names(groups) -> list[str]:
     [
         ("input, m2", ["input", "m2"]),
         ("mlps", ["m0", "m1", "m2"]),
+        ("input@a+m0", ["input@a+m0"]),
+        ([("a0.h1", "m0@b")], ["a0.h1+m0@b"]),
         ("a0.h1+m0@a, a2.h3", ["a0.h1+m0@a", "a2.h3"]),
         ("(2, 3), 0.1, L1H2@end", ["a2.h3", "a0.h1", "a1.h2@end"]),
         ("(2, 3)+m0", ["a2.h3+m0"]),
@@ -85,6 +91,8 @@ def test_a_named_position_comes_before_a_token_index(network: Network, named_pro
         (select_senders, "a0.h4", "a0.h4: llama has heads 0 to 3 in a layer"),
         (select_senders, "a0.h1<q>", "a0.h1<q> cannot send"),
         (select_senders, "r1", "r1 cannot send"),
+        (select_senders, ["m0", ()], "a group of nodes is empty"),
+        (select_receivers, "heads", "unknown selection 'heads': valid are logits, names such as a3.h1"),
         (select_receivers, "a1.h1@end", "a1.h1@end cannot receive.*did you mean a1.h1<q>@end"),
         (select_receivers, "logits, m1", "logits cannot be set together"),
         (select_receivers, "logits@a", "logits@a: the logits are read at the end only"),
@@ -94,8 +102,14 @@ def test_a_named_position_comes_before_a_token_index(network: Network, named_pro
     ],
 )
 def test_what_cannot_be_selected_is_one_clear_line(
-    network: Network, named_prompts: PromptSet, select, selection: str, message: str
+    network: Network, named_prompts: PromptSet, select, selection, message: str
 ):
     with pytest.raises(InputError, match=message) as raised:
         select(selection, network, named_prompts)
     assert "\n" not in str(raised.value)
+
+
+def test_without_prompts_nothing_is_measured(network: Network, named_prompts: PromptSet):
+    for measure in (path_patch, activation_patch, attribute_edges, patch_edges):
+        with pytest.raises(InputError, match="there are no prompts"):
+            measure(network, named_prompts[0:0])

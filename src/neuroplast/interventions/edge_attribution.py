@@ -34,6 +34,7 @@ from neuroplast.components import READ_CHANNELS, ReadChannel
 from neuroplast.errors import InputError, unknown_name
 from neuroplast.interventions.chunks import Chunk, Progress, Size, in_prompt_chunks, logit_difference
 from neuroplast.interventions.edges import EdgeScores, build_destinations, build_sources, joined
+from neuroplast.interventions.selection import require_prompts
 from neuroplast.models.attention import AttentionCall, tapped
 from neuroplast.models.network import LayerCall, Network
 from neuroplast.models.readers import Reader, find_reader
@@ -72,8 +73,9 @@ def attribute_edges(
     """
     if method not in METHODS:
         raise unknown_name("method", method, METHODS)
-    if steps < 1:
-        raise InputError(f"steps must be at least 1, got {steps}")
+    if type(steps) is not int or steps < 1:
+        raise InputError(f"steps must be a whole number, at least 1, got {steps!r}")
+    require_prompts(prompts)
     model.require_mlps()
     points = 1 if method == "eap" else steps
     sources, destinations = build_sources(model), build_destinations(model)

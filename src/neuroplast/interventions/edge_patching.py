@@ -21,7 +21,7 @@ from neuroplast.interventions.chunks import Chunk, Progress, in_prompt_chunks
 from neuroplast.interventions.edges import joined
 from neuroplast.interventions.pairs import Pair
 from neuroplast.interventions.path_patching import PathPatch, places_for, size_of_paths
-from neuroplast.interventions.selection import Selection, select_destinations, select_senders
+from neuroplast.interventions.selection import EACH, Selection, select_destinations, select_senders
 from neuroplast.models.network import Network
 from neuroplast.tasks.prompts import PromptSet
 
@@ -43,7 +43,7 @@ class EdgeEffects:
 def patch_edges(
     model: Network,
     prompts: PromptSet,
-    edges: Sequence[Edge | str] | None = None,
+    edges: Sequence[Edge | str] | Edge | str | None = None,
     *,
     senders: Selection = "all",
     receivers: Selection = "logits",
@@ -94,7 +94,11 @@ def patch_edges(
 
 
 def choose_edges(
-    model: Network, prompts: PromptSet, edges: Sequence[Edge | str] | None, senders: Selection, receivers: Selection
+    model: Network,
+    prompts: PromptSet,
+    edges: Sequence[Edge | str] | Edge | str | None,
+    senders: Selection,
+    receivers: Selection,
 ) -> tuple[Edge, ...]:
     """The edges that are named, or all from some senders to some receivers.
 
@@ -102,7 +106,13 @@ def choose_edges(
         InputError: for a name that is none, a part that is not there, or where no edge is left.
     """
     if edges is not None:
-        named = [edge if isinstance(edge, Edge) else parse_edge(edge) for edge in edges]
+        listed = [edges] if isinstance(edges, str | Edge) else edges
+        named = [edge if isinstance(edge, Edge) else parse_edge(edge) for edge in listed]
+        if not named:
+            raise InputError("no edges are given; expected names such as a20.h0->a23.h3<q>, or None for all")
+        for edge in named:
+            if EACH in (edge.source.position, edge.destination.position):
+                raise InputError(f"{edge}: an edge stands at one position, or at all")
         # Selecting them checks that the model has these parts and the prompts these positions.
         select_senders([edge.source for edge in named], model, prompts)
         select_destinations([edge.destination for edge in named], model, prompts)

@@ -13,18 +13,19 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from neuroplast.components import CHANNELS, Node, is_receiver, parse_group
+from neuroplast.components import CHANNELS, Node, is_receiver, parse_group, parse_node
 from neuroplast.errors import InputError, unknown_name
 from neuroplast.models.network import Network
 from neuroplast.tasks.prompts import PromptSet
 
 Group = tuple[Node, ...]
 """Nodes that are patched together."""
-Selection = str | Node | Iterable["str | Node | Group"]
+Selection = str | Node | Iterable["str | Node | Sequence[str | Node]"]
 """Words, nodes or groups, as a user gives them."""
 
 EACH = "each"
 NAMES = ("input", "logits")
+EXAMPLE = "names such as a3.h1"
 SENDER_WORDS = ("heads", "mlps", "input", "all")
 DESTINATION_WORDS = ("q", "k", "v", "mlps", "logits", "all")
 SITE_WORDS = ("heads", "q", "k", "v", "pattern", "attention", "mlps", "residual")
@@ -49,7 +50,7 @@ def select_receivers(selection: Selection, model: Network, prompts: PromptSet) -
     Raises:
         InputError: for a name that is none, a part that the model does not have, or logits beside other receivers.
     """
-    nodes = tuple(node for group in _select(selection, (), model, prompts) for node in group)
+    nodes = tuple(node for group in _select(selection, ("logits",), model, prompts) for node in group)
     _require_receivers(nodes)
     if any(node.kind == "logits" for node in nodes):
         if len(nodes) > 1:
@@ -106,20 +107,35 @@ def position_mask(prompts: PromptSet, position: str | None) -> Bool[Tensor, "pro
     raise unknown_name("position", position, [*prompts.positions, EACH])
 
 
+def require_prompts(prompts: PromptSet) -> None:
+    """Checks that there is something to measure on.
+
+    Raises:
+        InputError: when there are no prompts.
+    """
+    if not len(prompts):
+        raise InputError("there are no prompts: an effect needs at least one")
+
+
 def _select(selection: Selection, words: Sequence[str], model: Network, prompts: PromptSet) -> tuple[Group, ...]:
-    items: Iterable[Any] = [selection] if isinstance(selection, str | Node) else selection
+    require_prompts(prompts)
+    items: Any = [selection] if isinstance(selection, str | Node) else selection
+    if not isinstance(items, Iterable):
+        raise InputError(f"not a selection: {items!r}; expected words, names, nodes, or a list of them")
     groups: list[Group] = []
     for item in items:
         if isinstance(item, Node):
             groups += _spread((item,), prompts)
-        elif isinstance(item, tuple):
-            groups += _spread(item, prompts)
+        elif isinstance(item, tuple | list):
+            nodes = [part if isinstance(part, Node) else parse_node(str(part)) for part in item]
+            if not nodes:
+                raise InputError("a group of nodes is empty: leave it out")
+            groups += _spread(tuple(nodes), prompts)
         else:
             for text in _split(str(item)):
                 groups += _expand(text, words, model, prompts)
     if not groups:
-        expected = ", ".join((*words, "names such as a3.h1"))
-        raise InputError(f"nothing is selected by {str(selection)!r}; expected {expected}")
+        raise InputError(f"nothing is selected by {str(selection)!r}; expected {', '.join((*words, EXAMPLE))}")
     nodes = [node for group in groups for node in group]
     for node in nodes:
         _require_part(node, model)
@@ -144,11 +160,11 @@ def _expand(text: str, words: Sequence[str], model: Network, prompts: PromptSet)
     word, _, position = text.partition("@")
     if text.endswith("@"):
         raise InputError(f"{text!r}: a position must stand behind @, such as end")
-    if word in words and word != "logits":
+    if word in words and word not in NAMES:
         groups = [(node.at(position or None),) for node in _nodes_of(word, model)]
         return [spread for group in groups for spread in _spread(group, prompts)]
     if word.isalpha() and word not in NAMES:
-        raise unknown_name("selection", word, sorted({*words, *NAMES}))
+        raise unknown_name("selection", word, [*words, EXAMPLE])
     return _spread(parse_group(text), prompts)
 
 

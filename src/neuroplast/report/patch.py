@@ -3,9 +3,10 @@
 import csv
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -14,6 +15,7 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
 from neuroplast.components import Edge, Node, parse_edge, parse_group
+from neuroplast.errors import StorageError
 from neuroplast.report import style
 from neuroplast.report.figures import DPI
 from neuroplast.storage import atomic_file, load_metadata, load_tensors, write_text
@@ -49,13 +51,27 @@ def load_patch(folder: Path) -> PatchResults:
     """
     path = folder / "effects.safetensors"
     tensors, described = load_tensors(path), load_metadata(path)
-    settings = json.loads(described["settings"])
-    mean = tensors["mean"].numpy()
-    nothing = np.full_like(mean, np.nan)
-    low, high = (tensors[name].numpy() if name in tensors else nothing for name in ("low", "high"))
-    into = f" -> {settings['receivers']}" if "receivers" in settings else ""
-    title = f"{settings['model']}, {settings['method']}: {settings['senders']}{into}"
-    return PatchResults(title, described["sign"], json.loads(described["rows"]), mean, low, high)
+    try:
+        settings, names = json.loads(described["settings"]), json.loads(described["rows"])
+        mean = tensors["mean"].numpy()
+        nothing = np.full_like(mean, np.nan)
+        low, high = (tensors[name].numpy() if name in tensors else nothing for name in ("low", "high"))
+        if not mean.shape == low.shape == high.shape == (len(names),) or not np.isfinite(mean).all():
+            raise ValueError(f"{len(names)} rows do not have a number each")
+        return PatchResults(_title(settings), described["sign"], names, mean, low, high)
+    except (KeyError, TypeError, ValueError) as error:
+        raise StorageError(f"{path} is damaged ({error}); remove it, then run the same command again") from error
+
+
+def _title(settings: Mapping[str, Any]) -> str:
+    """What was measured; what is as usual goes without saying."""
+    title = f"{settings['model']}, {settings['method']}: {settings['senders']}"
+    if "receivers" in settings:
+        title += f" -> {settings['receivers']}"
+    special = {"mlps": "MLPs {}", "into": "into the {} run", "knocked_out": "without {}", "steps": "{} steps"}
+    usual = ("live", "clean", "")
+    said = [form.format(settings[name]) for name, form in special.items() if settings.get(name, "") not in usual]
+    return ", ".join([title, *said])
 
 
 def write_patch_report(folder: Path) -> None:

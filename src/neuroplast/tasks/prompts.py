@@ -5,6 +5,7 @@ tensors for one model. Mixed lengths are right-padded; under causal attention wh
 last token changes nothing before it.
 """
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -17,6 +18,9 @@ from torch import Tensor
 
 from neuroplast.errors import InputError
 from neuroplast.storage import load_jsonl, write_jsonl
+
+_MARK = re.compile(r"[^\s,@+]+(\+\d+)?")
+"""Names of positions that a selection can spell: `s2`, `s1+1`."""
 
 ANCHOR = "to"
 """A text that a continuation is encoded after."""
@@ -59,6 +63,11 @@ class Record:
         if "end" in self.marks:
             raise InputError("mark 'end' is the prompt's last token and set by itself: leave it out")
         for name, offset in self.marks.items():
+            if name == "each" or name.isdecimal() or not _MARK.fullmatch(name):
+                raise InputError(
+                    f"mark {name[:40]!r} cannot be named in a selection; expected a name such as s2 or s1+1, "
+                    "not a number, not 'each', and no comma, space or @"
+                )
             if not 0 <= offset < len(self.clean):
                 raise InputError(f"mark {name!r} at {shown(offset)} lies outside the prompt {self.clean!r}")
 
@@ -126,8 +135,8 @@ def build_prompt_set(tokenizer: Any, task: str, records: Sequence[Record]) -> Pr
         other, _ = _encode(tokenizer, record.counterfactual)
         if len(ids) != len(other):
             raise InputError(
-                f"a counterfactual must have as many tokens as its prompt: {record.clean!r} has {len(ids)}, "
-                f"{record.counterfactual!r} has {len(other)}"
+                f"a counterfactual must have as many tokens as its prompt: {shown(record.clean)} has {len(ids)}, "
+                f"{shown(record.counterfactual)} has {len(other)}"
             )
         clean.append(ids)
         counterfactual.append(other)
