@@ -88,7 +88,7 @@ def attribute_edges(
 
     def work(chunk: Chunk, _: int, tick: Callable[[], None]) -> None:
         scores, *differences = _Attribution(model, chunk, readers).scores(method, points, workspace, tick)
-        scores = scores.masked_fill_(~exists.to(model.device), 0)
+        scores.masked_fill_(~exists.to(model.device), 0)
         # All sums before the first is added: what runs out of memory here is done again.
         sums = scores.sum(dim=0, dtype=torch.float64).cpu(), scores.pow(2).sum(dim=0, dtype=torch.float64).cpu()
         total.add_(sums[0])
@@ -161,9 +161,8 @@ class _Attribution:
     def run(self, way: float, gradients: bool = True) -> _Point:
         """Runs the model part of the way from the clean to the counterfactual embedding, and back where asked."""
         model, rows = self.model, self.chunk.changed
-        start = self.clean.residual + way * (self.counterfactual.residual - self.clean.residual)
-        if way == 1:
-            start = self.counterfactual.residual  # which the sum above rounds
+        # At either end it gives that end to the bit.
+        start = torch.lerp(self.clean.residual, self.counterfactual.residual, way)
         traces: list[_Trace] = []
         residuals: list[Tensor] = []
         with torch.set_grad_enabled(gradients):

@@ -93,8 +93,7 @@ def path_patch(
     size = size_of_paths(model, prompts, targets, places, len(groups))
     steps = model.n_layers * (1 if targets[0].kind == "logits" else 2)
     in_prompt_chunks(model, prompts, size, work, steps, memory=memory, progress=progress)
-    out = tuple(knockout.heads)
-    return Effects("path", groups, targets, effects, clean, counterfactual, mlps=mlps, knocked_out=out)
+    return Effects("path", groups, targets, effects, clean, counterfactual, mlps=mlps, knocked_out=knockout.heads)
 
 
 def places_for(
