@@ -91,7 +91,7 @@ def activation_patch(
                 for number, effect in found.items():
                     effects[number, chunk.rows] = effect.cpu()
 
-    width = int(prompts.positions["end"].max()) + 1
+    width = prompts.width
     copy = 2 * model.module.dtype.itemsize * width * model.d_model
     size = Size(recorded_bytes(model, width, (BASE_PLACES, places)), copy, max(map(len, by_start.values())))
     steps = model.n_layers * len(by_start)

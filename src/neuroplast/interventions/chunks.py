@@ -89,7 +89,7 @@ def in_prompt_chunks(
     free = working_memory(model.device, memory)
     if memory is not None:
         free = max(0, free - _block_bytes(model))
-    width = int(prompts.positions["end"].max()) + 1
+    width = prompts.width
     rows = int(rows_at_once(model) * size.share)
     at_once = max(1, min(rows // width, free // (size.recorded + size.copies * size.copy)))
     # As many chunks as it takes, all of a size.
@@ -129,7 +129,7 @@ def _block_bytes(model: Network) -> int:
 def build_chunk(prompts: PromptSet, rows: Int[Tensor, "row"], device: torch.device) -> Chunk:
     """Picks some prompts, cuts them off after the last END, and moves them to a device."""
     picked = prompts.pick(rows)
-    width = int(picked.positions["end"].max()) + 1
+    width = picked.width
     clean, counterfactual = picked.clean[:, :width], picked.counterfactual[:, :width]
     inside = torch.arange(width) <= picked.positions["end"][:, None]
     changed = ((clean != counterfactual).cumsum(dim=1) > 0) & inside

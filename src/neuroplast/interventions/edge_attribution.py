@@ -398,7 +398,7 @@ class _Scores:
 
 def _size(model: Network, prompts: PromptSet, points: int) -> Size:
     """What edge attribution holds, a prompt."""
-    width = int(prompts.positions["end"].max()) + 1
+    width = prompts.width
     weights = sum(parameter.numel() for layer in model.layers for parameter in layer.parameters())
     n_sources, n_read = 1 + model.n_layers * (model.n_heads + 1), 3 * model.n_heads + 1
     # What the backward pass keeps of a layer is at most about three times as wide as its linear maps together.

@@ -64,7 +64,7 @@ def build_knockout(
     groups = torch.tensor([names.index(key) for key in keys])
     if not nodes:
         return Knockout((), {}, groups)
-    width = int(prompts.positions["end"].max()) + 1
+    width = prompts.width
     sums = {node: torch.zeros(len(names), width, model.d_head, device=model.device) for node in nodes}
     until = 1 + max(node.layer or 0 for node in nodes)
 

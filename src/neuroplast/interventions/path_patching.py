@@ -121,7 +121,7 @@ def size_of_paths(
     senders: int,
 ) -> Size:
     """What path patching holds, a prompt."""
-    width = int(prompts.positions["end"].max()) + 1
+    width = prompts.width
     columns = 1 if receivers[0].kind == "logits" else len({node.position for node in receivers})
     if any(node.position is None and node.kind != "logits" for node in receivers):
         columns = width

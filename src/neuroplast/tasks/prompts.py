@@ -94,6 +94,11 @@ class PromptSet:
     def __len__(self) -> int:
         return len(self.clean)
 
+    @property
+    def width(self) -> int:
+        """Tokens up to the last END."""
+        return int(self.positions["end"].max()) + 1
+
     def __getitem__(self, rows: slice) -> "PromptSet":
         return self.pick(torch.arange(len(self))[rows])
 
