@@ -19,7 +19,7 @@ from torch import Tensor
 
 from neuroplast.components import Node
 from neuroplast.errors import unknown_name
-from neuroplast.interventions.chunks import Chunk, Progress, Size, in_prompt_chunks, rows_at_once
+from neuroplast.interventions.chunks import Chunk, Progress, Size, copies_at_once, in_prompt_chunks
 from neuroplast.interventions.effects import Effects
 from neuroplast.interventions.pairs import Pair, recorded_bytes
 from neuroplast.interventions.selection import Group, Selection, select_sites
@@ -28,7 +28,7 @@ from neuroplast.models.replay import Edit, Frame, Place, Recording, Window, at_p
 from neuroplast.tasks.prompts import PromptSet
 
 INTO = ("clean", "counterfactual")
-PLACES: Mapping[str, Place] = {
+PLACE_OF: Mapping[str, Place] = {
     "q": "query",
     "k": "key",
     "v": "value",
@@ -124,7 +124,7 @@ def _patch(
                 found.append(Edit(_place(node), seen[node.position], value, node.head, slice(row, row + 1)))
         return found
 
-    limit = max(1, rows_at_once(pair.model) // window.positions.numel())
+    limit = copies_at_once(pair.model, window.positions)
     effects: dict[int, Tensor] = {}
     for block in walk_free(Frame(pair.model, pair.base, window), births, edits_at, limit, tick):
         changes = pair.difference(block.residual[:, :, -1]) - pair.unpatched[:, None]
@@ -133,7 +133,7 @@ def _patch(
 
 
 def _place(node: Node) -> Place:
-    return PLACES[node.channel or node.kind]
+    return PLACE_OF[node.channel or node.kind]
 
 
 def _values(model: Network, source: Recording, node: Node, window: Window) -> Float[Tensor, "prompt window d"]:

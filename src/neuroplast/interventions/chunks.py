@@ -62,6 +62,11 @@ def rows_at_once(model: Network) -> int:
     return ROWS["cuda" if model.device.type == "cuda" else "cpu"]
 
 
+def copies_at_once(model: Network, positions: Int[Tensor, "prompt kept"]) -> int:
+    """Copies of the prompts, at some positions of each, that go through a layer at once; at least one."""
+    return max(1, rows_at_once(model) // positions.numel())
+
+
 def in_prompt_chunks(
     model: Network,
     prompts: PromptSet,

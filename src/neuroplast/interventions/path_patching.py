@@ -25,7 +25,7 @@ from torch import Tensor
 
 from neuroplast.components import Node
 from neuroplast.errors import unknown_name
-from neuroplast.interventions.chunks import Chunk, Progress, Size, in_prompt_chunks, rows_at_once
+from neuroplast.interventions.chunks import Chunk, Progress, Size, copies_at_once, in_prompt_chunks
 from neuroplast.interventions.effects import Effects
 from neuroplast.interventions.knockout import build_knockout
 from neuroplast.interventions.pairs import Pair, columns_of, recorded_bytes
@@ -151,8 +151,8 @@ class PathPatch:
         read = torch.stack([pair.chunk.where(node.position) for node in receivers]).any(dim=0)
         self._columns = columns_of(read, pair.chunk.end)
         self._window = pair.window(read)
-        self._limit = max(1, rows_at_once(self._model) // self._columns.numel())
-        self._window_limit = max(1, rows_at_once(self._model) // self._window.positions.numel())
+        self._limit = copies_at_once(self._model, self._columns)
+        self._window_limit = copies_at_once(self._model, self._window.positions)
         self._sends = self._find_sends(senders)
 
     def _find_sends(self, senders: Sequence[Group]) -> dict[int, dict[Node, Bool[Tensor, "prompt column"]]]:
