@@ -93,7 +93,7 @@ def working_memory(device: "torch.device", budget: str | int | None) -> int:
 def reuse_freed_memory() -> None:
     """Lets this process keep the memory that it frees, for its next tensors, instead of giving it back.
 
-    Memory fresh from the system is filled with zeros first, which takes a tenth to a fifth of a measurement on a CPU.
+    Memory fresh from the system is filled with zeros first, a noticeable part of a measurement on a CPU.
     The command line calls this; in your own process it is yours to call. It does something on Linux with glibc only.
     """
     if (mallopt := _glibc("mallopt")) is not None:
