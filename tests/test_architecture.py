@@ -12,6 +12,7 @@ FLOORS = (
     {"errors", "components", "storage", "memory", "observer"},
     {"tasks", "models", "statistics"},
     {"behaviour", "interventions"},
+    {"circuits"},
     {"training", "plasticity", "report"},
     {"study", "patch", "progress"},
     {"cli", "__init__"},
