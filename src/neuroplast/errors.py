@@ -16,6 +16,10 @@ class InputError(NeuroplastError):
     exit_code = 2
 
 
+class NothingFoundError(InputError):
+    """A search ended with nothing: no part passes its threshold, or the model does not do the task."""
+
+
 class UnsupportedModelError(InputError):
     """The model does not fit the instrumented forward pass; the message says which check failed."""
 

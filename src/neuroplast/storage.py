@@ -7,8 +7,9 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -206,6 +207,32 @@ def load_tensors(path: Path) -> "dict[str, Tensor]":
         return load_file(path)
     except (OSError, SafetensorError) as error:
         raise StorageError(f"could not read {path}: {error}; remove it, then run the same command again") from error
+
+
+class Parts:
+    """Measurements that are kept until the whole is done, so that an interrupted run makes each only once."""
+
+    def __init__(self, folder: Path | None = None) -> None:
+        """Keeps them in a folder of the same run, or nowhere."""
+        self._folder = folder
+
+    def made(self, name: str, make: "Callable[[], dict[str, Tensor]]") -> "dict[str, Tensor]":
+        """What `make` gives, from the folder where it is there already.
+
+        Raises:
+            StorageError: when the folder cannot be read or written.
+        """
+        if self._folder is None:
+            return make()
+        path = self._folder / (re.sub(r"[^a-z0-9+]+", "-", name.lower()).strip("-") + ".safetensors")
+        if not path.is_file():
+            write_tensors(path, make(), {})
+        return load_tensors(path)
+
+    def remove(self) -> None:
+        """Forgets them all."""
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
 
 
 def load_metadata(path: Path) -> dict[str, str]:

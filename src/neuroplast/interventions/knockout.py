@@ -1,24 +1,31 @@
-"""Knocking heads out: their value z replaced by a mean that says nothing of the clean prompt's names.
+"""Knocking heads out: their values replaced by what says nothing of the clean prompt (`neuroplast.interventions.ablation`).
 
-The value is the mean over the counterfactuals of the measured prompts of the same template, group and length,
-position by position (Wang et al. 2022, arXiv 2211.00593, section 2.2, with ABC counterfactuals). A knocked-out head
-keeps it whatever happens below. Deviation from the paper: the mean is over the prompts at hand, not over a large set
-of its own. With few prompts a template it is a mean of few; with one, that prompt's own counterfactual.
-"""
+A knocked-out head keeps its new value whatever happens below. `Knockout` stands underneath other interventions;
+`run_knockouts` measures what is left of the logit difference without some heads, or with nothing but some heads (a
+circuit), for many sets at once.
 
-from collections.abc import Callable, Sequence
+Steps of `run_knockouts`: without some heads, a copy of the prompts begins at the first layer of the set and is the
+window from its first position to END, on the recorded clean run. With nothing but some heads, everything starts from
+a run in which all heads are knocked out. Nothing then moves between positions but through the heads that are kept,
+so a copy is only the positions where some head is kept, and END; every other position stays as it was recorded.
+MLPs always recompute.
+"""  # noqa: E501
+
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from neuroplast.components import Node
 from neuroplast.errors import InputError
-from neuroplast.interventions.chunks import Chunk, Size, in_prompt_chunks
-from neuroplast.interventions.selection import Selection, position_mask, select_senders
+from neuroplast.interventions.ablation import Ablation, build_ablation
+from neuroplast.interventions.chunks import Chunk, Progress, Size, copies_at_once, in_prompt_chunks, logit_difference
+from neuroplast.interventions.pairs import recorded_bytes
+from neuroplast.interventions.selection import Selection, position_mask, require_prompts, select_senders
 from neuroplast.models.network import Network
-from neuroplast.models.replay import Edit, record
+from neuroplast.models.replay import Columns, Edit, Frame, Recording, Window, at_positions, record, walk_free
 from neuroplast.tasks.prompts import PromptSet
 
 
@@ -28,58 +35,46 @@ class Knockout:
 
     heads: tuple[Node, ...]
     """The heads, each at a position or at all."""
-    means: dict[Node, Float[Tensor, "group pos d_head"]]
-    """The value of each head at each position, by group of prompts."""
-    groups: Int[Tensor, "prompt"]
-    """The group of each prompt: its template, its split (such as the order of names) and its length."""
+    ablation: Ablation
+    """What they give."""
 
-    def edits(self, chunk: Chunk) -> dict[int, list[Edit]]:
+    def edits(self, model: Network, chunk: Chunk) -> dict[int, list[Edit]]:
         """The replacements on a chunk of those prompts, by layer, at every position."""
         found: dict[int, list[Edit]] = {}
-        width = chunk.prompts.clean.shape[1]
+        if not self.heads:
+            return found
+        values = self.ablation.values(model, chunk, _until(self.heads))
         for node in self.heads:
-            where = position_mask(chunk.prompts, node.position)
-            values = self.means[node][self.groups[chunk.rows].to(where.device), :width]
-            found.setdefault(node.layer or 0, []).append(Edit("z", where[:, None], values[:, None], node.head))
+            where = position_mask(chunk.prompts, node.position)[:, None]
+            value = values[node.layer or 0][:, None, :, node.head]
+            found.setdefault(node.layer or 0, []).append(Edit("z", where, value, node.head))
         return found
 
 
 def build_knockout(
-    model: Network, prompts: PromptSet, heads: Selection, *, memory: str | int | None = None
+    model: Network,
+    prompts: PromptSet,
+    heads: Selection,
+    *,
+    reference: PromptSet | None = None,
+    memory: str | int | None = None,
 ) -> Knockout:
-    """Computes the values that knocked-out heads keep.
+    """Computes the values that knocked-out heads keep: means by template and position.
 
     Args:
         model: the model.
-        prompts: prompts with counterfactuals, over which the means are taken.
+        prompts: the prompts that are measured.
         heads: which heads, such as `a9.h9@end`; none where empty.
+        reference: prompts over whose counterfactuals the means are taken; None takes the measured ones.
         memory: bound on the process's memory, such as `4GiB`; None takes what is free.
 
     Raises:
         InputError: for a name that is none, a part that is no head, or a budget that is too small.
     """
     nodes = select_heads(heads, model, prompts)
-    keys = _group_keys(prompts)
-    names = sorted(set(keys))
-    groups = torch.tensor([names.index(key) for key in keys])
     if not nodes:
-        return Knockout((), {}, groups)
-    width = prompts.width
-    sums = {node: torch.zeros(len(names), width, model.d_head, device=model.device) for node in nodes}
-    until = 1 + max(node.layer or 0 for node in nodes)
-
-    def work(chunk: Chunk, _: int, tick: Callable[[], None]) -> None:
-        z = record(model, chunk.prompts.counterfactual, ("z",), until=until).z
-        here = groups[chunk.rows].to(model.device)
-        kept = {node: z[node.layer or 0][:, :, node.head].float() for node in nodes}
-        # Nothing is added before everything is at hand: what runs out of memory is done again.
-        for node, values in kept.items():
-            sums[node][:, : values.shape[1]].index_add_(0, here, values)
-
-    row = model.module.dtype.itemsize * model.n_heads * model.d_head
-    in_prompt_chunks(model, prompts, Size(2 * width * until * row, 1, 1), work, 0, memory=memory)
-    counts = torch.bincount(groups, minlength=len(names)).to(model.device)[:, None, None]
-    return Knockout(nodes, {node: (total / counts).to(model.module.dtype) for node, total in sums.items()}, groups)
+        return Knockout((), build_ablation(model, prompts, "zero"))
+    return Knockout(nodes, build_ablation(model, prompts, reference=reference, until=_until(nodes), memory=memory))
 
 
 def select_heads(heads: Selection, model: Network, prompts: PromptSet) -> tuple[Node, ...]:
@@ -98,8 +93,109 @@ def select_heads(heads: Selection, model: Network, prompts: PromptSet) -> tuple[
     return nodes
 
 
-def _group_keys(prompts: PromptSet) -> Sequence[tuple[str, str, int]]:
-    ends = prompts.positions["end"].tolist()
-    if not prompts.records:
-        return [("", "", end) for end in ends]
-    return [(record.template, record.group, end) for record, end in zip(prompts.records, ends, strict=True)]
+def run_knockouts(
+    model: Network,
+    prompts: PromptSet,
+    sets: Sequence[Collection[Node]],
+    ablation: Ablation,
+    *,
+    keep: bool = False,
+    memory: str | int | None = None,
+    progress: Progress | None = None,
+) -> Float[Tensor, "set prompt"]:
+    """The logit difference without some heads, or with nothing but some heads.
+
+    Args:
+        model: the model.
+        prompts: the prompts.
+        sets: sets of heads, each head at a position or at all; the empty set is allowed.
+        ablation: what knocked-out heads give; built for these prompts.
+        keep: False knocks out the heads of each set, True all heads but those.
+        memory: bound on the process's memory, such as `4GiB`; None takes what is free.
+        progress: called with (steps done, steps in all).
+
+    Returns:
+        LD by set and prompt, on the CPU, in float32.
+
+    Raises:
+        InputError: for a part or a position that is not there, or a budget that is too small.
+    """
+    require_prompts(prompts)
+    chosen = [frozenset(select_heads(each, model, prompts)) for each in sets]
+    result = torch.zeros(len(chosen), len(prompts))
+    # Sets that change the same positions go together: their copies are as narrow as they can be.
+    together: dict[frozenset[str | None], list[int]] = {}
+    for number, nodes in enumerate(chosen):
+        together.setdefault(frozenset(node.position for node in nodes), []).append(number)
+
+    def work(chunk: Chunk, _: int, tick: Callable[[], None]) -> None:
+        runs = _Runs(model, chunk, ablation, keep)
+        for positions, numbers in together.items():
+            result[torch.tensor(numbers)[:, None], chunk.rows] = runs.run(
+                [chosen[number] for number in numbers], positions, tick
+            ).cpu()
+
+    width = prompts.width
+    recorded = recorded_bytes(model, width, [("residual", "key", "value"), ("z",)])
+    copy = 4 * width * model.d_model * model.module.dtype.itemsize
+    size = Size(recorded, copy, max(map(len, together.values()), default=1))
+    in_prompt_chunks(model, prompts, size, work, model.n_layers * len(together), memory=memory, progress=progress)
+    return result
+
+
+class _Runs:
+    """Sets of heads knocked out, or kept, on one chunk of prompts."""
+
+    def __init__(self, model: Network, chunk: Chunk, ablation: Ablation, keep: bool) -> None:
+        self.model, self.chunk, self.keep = model, chunk, keep
+        self.values = ablation.values(model, chunk, model.n_layers)
+        edits: dict[int, list[Edit]] = {}
+        if keep:
+            everywhere = torch.ones_like(chunk.prompts.clean, dtype=torch.bool)[:, None]
+            edits = {
+                layer: [Edit("z", everywhere, z[:, None, :, head], head) for head in range(model.n_heads)]
+                for layer, z in self.values.items()
+            }
+        self.base: Recording = record(model, chunk.prompts.clean, ("residual", "key", "value"), edits=edits)
+
+    @torch.no_grad()
+    def run(
+        self, sets: Sequence[Collection[Node]], positions: Collection[str | None], tick: Callable[[], None]
+    ) -> Float[Tensor, "set prompt"]:
+        model, chunk, end = self.model, self.chunk, self.chunk.end
+        final = at_positions(self.base.residual[model.n_layers], end[:, None])
+        untouched = logit_difference(model, final, chunk.prompts)[:, 0]
+        found = untouched.repeat(len(sets), 1)
+        if not positions:
+            return found
+        where = {position: position_mask(chunk.prompts, position) for position in positions}
+        touched = torch.stack(list(where.values())).any(dim=0)
+        window = Columns(touched, end) if self.keep else Window(touched.int().argmax(dim=1), end)
+        masks = {position: window.mask(mask) for position, mask in where.items()}
+        inside: Bool[Tensor, "prompt window"] = window.inside
+        births: dict[int, list[int]] = {}
+        for number, nodes in enumerate(sets):
+            births.setdefault(min(node.layer or 0 for node in nodes), []).append(number)
+
+        def edits_at(layer: int, members: Sequence[int]) -> list[Edit]:
+            edits: list[Edit] = []
+            for head in range(model.n_heads):
+                mine = torch.zeros(len(end), len(members), window.width, dtype=torch.bool, device=end.device)
+                for row, number in enumerate(members):
+                    for node in sets[number]:
+                        if node.layer == layer and node.head == head:
+                            mine[:, row] |= masks[node.position]
+                replaced = inside[:, None] & ~mine if self.keep else mine
+                if bool(replaced.any()):
+                    value = at_positions(self.values[layer][:, :, head], window.positions)
+                    edits.append(Edit("z", replaced, value[:, None], head))
+            return edits
+
+        limit = copies_at_once(model, window.positions)
+        for block in walk_free(Frame(model, self.base, window), births, edits_at, limit, tick):
+            found[block.members] = logit_difference(model, block.residual[:, :, -1], chunk.prompts).T
+        return found
+
+
+def _until(heads: Sequence[Node]) -> int:
+    return 1 + max(node.layer or 0 for node in heads)

@@ -70,30 +70,76 @@ def path_patch(
     Raises:
         InputError: for a name that is none, a part or a position that is not there, or a budget that is too small.
     """
+    (found,) = patch_paths(
+        model,
+        prompts,
+        [(senders, receivers)],
+        mlps=mlps,
+        knocked_out=knocked_out,
+        memory=memory,
+        progress=progress,
+    )
+    return found
+
+
+def patch_paths(
+    model: Network,
+    prompts: PromptSet,
+    paths: Sequence[tuple[Selection, Selection]],
+    *,
+    mlps: str = "live",
+    knocked_out: Selection = (),
+    memory: str | int | None = None,
+    progress: Progress | None = None,
+) -> list[Effects]:
+    """Several path patchings that share their two runs of the prompts.
+
+    Args:
+        model: the instrumented model.
+        prompts: clean prompts with their counterfactuals.
+        paths: senders and receivers of each, as `path_patch` takes them.
+        mlps: as there; likewise `knocked_out`, `memory` and `progress`.
+        knocked_out: heads that are knocked out underneath.
+        memory: bound on the process's memory.
+        progress: called with (steps done, steps in all).
+
+    Returns:
+        Effects with shape (sender, prompt), one for each pair.
+
+    Raises:
+        InputError: as `path_patch`.
+    """
     if mlps not in MLPS:
         raise unknown_name("treatment of MLPs", mlps, MLPS)
-    groups = select_senders(senders, model, prompts)
-    targets = select_receivers(receivers, model, prompts)
+    chosen = [
+        (select_senders(senders, model, prompts), select_receivers(receivers, model, prompts))
+        for senders, receivers in paths
+    ]
     if mlps == "frozen":
         model.require_mlps()
     knockout = build_knockout(model, prompts, knocked_out, memory=memory)
-    places = places_for([targets], groups, mlps)
-    effects = torch.zeros(len(groups), len(prompts))
+    places = places_for([targets for _, targets in chosen], [group for groups, _ in chosen for group in groups], mlps)
+    effects = [torch.zeros(len(groups), len(prompts)) for groups, _ in chosen]
     clean, counterfactual = torch.zeros(len(prompts)), torch.zeros(len(prompts))
 
     def work(chunk: Chunk, copies: int, tick: Callable[[], None]) -> None:
-        edits = knockout.edits(chunk)
+        edits = knockout.edits(model, chunk)
         pair = Pair(model, chunk, *places, edits=edits)
         clean[chunk.rows], counterfactual[chunk.rows] = pair.clean.cpu(), pair.counterfactual.cpu()
-        for first in range(0, len(groups), copies):
-            part = groups[first : first + copies]
-            found = PathPatch(pair, part, targets, mlps, edits, tick).effects()
-            effects[first : first + len(part), chunk.rows] = found.T.cpu()
+        for (groups, targets), measured in zip(chosen, effects, strict=True):
+            for first in range(0, len(groups), copies):
+                part = groups[first : first + copies]
+                found = PathPatch(pair, part, targets, mlps, edits, tick).effects()
+                measured[first : first + len(part), chunk.rows] = found.T.cpu()
 
-    size = size_of_paths(model, prompts, targets, places, len(groups))
-    steps = model.n_layers * (1 if targets[0].kind == "logits" else 2)
+    sizes = [size_of_paths(model, prompts, targets, places, len(groups)) for groups, targets in chosen]
+    size = max(sizes, key=lambda each: each.copies * each.copy)
+    steps = sum(model.n_layers * (1 if targets[0].kind == "logits" else 2) for _, targets in chosen)
     in_prompt_chunks(model, prompts, size, work, steps, memory=memory, progress=progress)
-    return Effects("path", groups, targets, effects, clean, counterfactual, mlps=mlps, knocked_out=knockout.heads)
+    return [
+        Effects("path", groups, targets, each, clean, counterfactual, mlps=mlps, knocked_out=knockout.heads)
+        for (groups, targets), each in zip(chosen, effects, strict=True)
+    ]
 
 
 def places_for(

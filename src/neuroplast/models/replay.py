@@ -101,8 +101,9 @@ class Window:
         """False where a window would begin before its prompt."""
         self.positions: Int[Tensor, "prompt window"] = positions.clamp(min=0)
         """Index of each position."""
-        self.first = self.positions[:, 0]
-        """Index of the first of each prompt."""
+        starts = self.positions[:, 0]
+        self.hides: Bool[Tensor, "prompt past"] = torch.arange(int(starts.max()), device=end.device) >= starts[:, None]
+        """Which of the recorded positions beside it are its own: nothing in it sees them as they were recorded."""
 
     @property
     def width(self) -> int:
@@ -116,6 +117,21 @@ class Window:
     def mask(self, positions: Bool[Tensor, "prompt pos"]) -> Bool[Tensor, "prompt window"]:
         """A mask of positions, seen through the window."""
         return positions.gather(1, self.positions) & self.inside
+
+
+class Columns(Window):
+    """Chosen positions of each prompt and END, where everything else keeps what was recorded: later positions too.
+
+    Right where nothing moves from the chosen positions to the others, because all heads there are knocked out.
+    """
+
+    def __init__(self, chosen: Bool[Tensor, "prompt pos"], end: Int[Tensor, "prompt"]) -> None:
+        index = torch.arange(chosen.shape[1], device=end.device)
+        chosen = chosen | (index == end[:, None])
+        positions = torch.where(chosen, index, -1).sort(dim=1).values[:, -int(chosen.sum(dim=1).max()) :]
+        self.inside = positions >= 0
+        self.positions = positions.clamp(min=0)
+        self.hides = chosen
 
 
 class Calls:
@@ -155,7 +171,6 @@ class Frame:
         self.recording = recording
         self.window = window
         self.calls = Calls(recording.start, window.positions)
-        self._past = int(window.first.max())
         self._masks: dict[tuple[int, int, int], Tensor] = {}
 
     def residual(self, layer: int) -> Float[Tensor, "prompt window d_model"]:
@@ -163,9 +178,10 @@ class Frame:
         return at_positions(self.recording.residual[layer], self.window.positions)
 
     def past(self, layer: int) -> tuple[Tensor, Tensor]:
-        """The recorded keys and values that stand before some prompt's window."""
+        """The recorded keys and values that stand beside some prompt's window."""
         keys, values = self.recording.key[layer], self.recording.value[layer]
-        return keys[:, :, : self._past], values[:, :, : self._past]
+        past = self.window.hides.shape[1]
+        return keys[:, :, :past], values[:, :, :past]
 
     def mask(self, layer: int, copies: int, tail: int) -> Float[Tensor, "prompt 1 query key"]:
         """What the last `tail` positions of each of some copies see: the past, and their own copy's window."""
@@ -180,8 +196,7 @@ class Frame:
         queries, keys = window.positions[:, -tail:], window.positions
         rows = whole.expand(n, -1, -1, -1)[:, 0].gather(1, queries[:, :, None].expand(-1, -1, whole.shape[-1]))
         own = rows.gather(2, keys[:, None].expand(-1, tail, -1)).masked_fill(~window.inside[:, None], never)
-        too_late = torch.arange(self._past, device=whole.device) >= window.first[:, None]
-        before = rows[:, :, : self._past].masked_fill(too_late[:, None], never)
+        before = rows[:, :, : window.hides.shape[1]].masked_fill(window.hides[:, None], never)
         blocks = whole.new_full((n, copies, tail, copies, window.width), never)
         blocks.diagonal(dim1=1, dim2=3).copy_(own[..., None])
         return torch.cat([before.repeat(1, copies, 1), blocks.flatten(3).flatten(1, 2)], dim=2)[:, None]
