@@ -13,8 +13,8 @@ FLOORS = (
     {"tasks", "models", "statistics"},
     {"behaviour", "interventions"},
     {"circuits"},
-    {"training", "plasticity", "report"},
-    {"study", "patch", "progress"},
+    {"training", "plasticity", "report", "subject"},
+    {"study", "patch", "discovery", "evaluation", "progress"},
     {"cli", "__init__"},
 )
 ALLOWED_BESIDE = {("models", "tasks"), ("storage", "errors"), ("components", "errors"), ("memory", "errors")}

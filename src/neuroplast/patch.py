@@ -9,9 +9,8 @@ import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from importlib.metadata import version
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,12 +32,10 @@ from neuroplast.interventions.selection import (
 )
 from neuroplast.memory import parse_size
 from neuroplast.models.network import Network
-from neuroplast.models.sources import DType, load_model, weights_sha256
 from neuroplast.observer import Observer, Silent
 from neuroplast.report.patch import write_patch_report
 from neuroplast.statistics import bootstrap_weights, estimate_mean, interval
 from neuroplast.storage import (
-    hash_text,
     is_begun,
     load_json,
     load_metadata,
@@ -48,7 +45,7 @@ from neuroplast.storage import (
     write_jsonl,
     write_tensors,
 )
-from neuroplast.tasks import build_prompt_set, load_records, load_task
+from neuroplast.subject import Subject, require_whole, spelled, versions
 from neuroplast.tasks.prompts import PromptSet
 
 METHODS = ("path", "activation", "edge", *ATTRIBUTIONS)
@@ -67,28 +64,15 @@ ROWS_A_PART = 2000
 TOP = 15
 NORMAL_95 = 1.959964
 """Standard errors from the mean to either end of a 95 % interval, for scores that are kept as mean and error."""
-MOST_PROMPTS = 1_000_000
 FILE, PARTS, PROMPTS, SETTINGS = "effects.safetensors", "parts", "prompts.jsonl", "patch.json"
 
 
-@dataclass(frozen=True)
-class PatchConfig:
+@dataclass(frozen=True, kw_only=True)
+class PatchConfig(Subject):
     """What to measure. Settings that are None take what suits the method."""
 
     method: str = "path"
     """`path`, `activation`, `edge` (exact), or `eap`, `eap-ig`, `ceap` (estimated, all edges)."""
-    model: str = "tiny"
-    """A named model, a hub id or a folder."""
-    task: str = "ioi"
-    """Whose prompts are measured."""
-    prompts: str | None = None
-    """A JSONL file of records to measure instead of the task's own."""
-    n_prompts: int | None = None
-    """How many of the task's prompts; None takes 64."""
-    seed: int | None = None
-    """Seed of the task's prompts; None takes 0."""
-    counterfactual: str | None = None
-    """Which counterfactual of the task; None takes its first."""
     senders: str | None = None
     """What is patched: `heads`, `mlps`, `input`, `all`, or names; for activations `heads`, `q`, `residual@each`, …"""
     receivers: str | None = None
@@ -101,31 +85,13 @@ class PatchConfig:
     """Of activations, the run that is patched: `clean` or `counterfactual`."""
     steps: int | None = None
     """Of `eap-ig` and `ceap`, points on the way."""
-    device: str = "cpu"
-    """`cpu`, `cuda` or `cuda:N`."""
-    dtype: DType = "float32"
-    """Type of the weights."""
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
             raise unknown_name("method", self.method, METHODS)
-        for name in ("n_prompts", "seed", "steps"):
-            value: Any = getattr(self, name)
-            if value is not None and (not isinstance(value, int) or isinstance(value, bool)):
-                raise InputError(f"{name} must be a whole number, got {value!r}")
-        if self.seed is not None and self.seed < 0:
-            raise InputError(f"seed must be at least 0, got {self.seed}")
-        if self.n_prompts is not None and not 1 <= self.n_prompts <= MOST_PROMPTS:
-            raise InputError(f"{self.n_prompts} prompts: a measurement needs at least 1, and at most {MOST_PROMPTS:,}")
-        if self.prompts is not None:
-            for name in ("n_prompts", "seed", "counterfactual"):
-                if getattr(self, name) is not None:
-                    raise InputError(f"setting {_spelled(name)} is for the task's prompts; {self.prompts} has its own")
-        for name, kind, known in (
-            ("mlps", "treatment of MLPs", MLPS),
-            ("into", "run to patch into", INTO),
-            ("dtype", "dtype", get_args(DType)),
-        ):
+        super().__post_init__()
+        require_whole("steps", self.steps)
+        for name, kind, known in (("mlps", "treatment of MLPs", MLPS), ("into", "run to patch into", INTO)):
             if (value := getattr(self, name)) is not None and value not in known:
                 raise unknown_name(kind, value, known)
         if self.steps is not None and self.steps < 1:
@@ -134,23 +100,13 @@ class PatchConfig:
             if getattr(self, name) is not None and name not in DEFAULTS[self.method]:
                 having = [method for method, settings in DEFAULTS.items() if name in settings]
                 raise InputError(
-                    f"method {self.method!r} has no setting {_spelled(name)}: it is for {', '.join(having)}"
+                    f"method {self.method!r} has no setting {spelled(name)}: it is for {', '.join(having)}"
                 )
 
     def resolved(self) -> "PatchConfig":
         """The same with every setting of the method filled in."""
-        task = load_task(self.task)
-        defaults = dict(DEFAULTS[self.method])
-        if self.prompts is None:
-            defaults |= {"n_prompts": 64, "seed": 0, "counterfactual": task.counterfactuals[0]}
-        missing = {name: value for name, value in defaults.items() if getattr(self, name) is None}
-        return replace(self, **missing)  # pyright: ignore[reportArgumentType]
-
-
-def _spelled(name: str) -> str:
-    """A setting as Python and as the command line call it."""
-    flags = {"senders": "from", "receivers": "to", "knocked_out": "knock-out"}
-    return f"{name!r} (--{flags.get(name, name.replace('_', '-'))})"
+        missing = {name: value for name, value in DEFAULTS[self.method].items() if getattr(self, name) is None}
+        return replace(super().resolved(), **missing)  # pyright: ignore[reportArgumentType]
 
 
 def run_patch(
@@ -172,15 +128,9 @@ def run_patch(
     if memory is not None:
         parse_size(memory)
     begun = is_begun(out, SETTINGS, "measurement")
-    model = load_model(config.model, device=config.device, dtype=config.dtype, say=observer.say)
-    prompts = _load_prompts(config, model)
+    model, prompts = config.load(observer)
     measurement = _Measurement(config, model, prompts, memory, observer)
-    provenance = {
-        "schema": 1,
-        "settings": {name: value for name, value in asdict(config).items() if value is not None},
-        "weights_sha256": weights_sha256(model),
-        "prompts_sha256": hash_text(json.dumps([asdict(record) for record in prompts.records])),
-    }
+    provenance = config.provenance(model, prompts)
     if not begun:
         make_folder(out)
         write_json(out / SETTINGS, provenance)
@@ -193,7 +143,7 @@ def run_patch(
             "rows": json.dumps(measurement.names),
             "sign": measurement.sign,
             "interval": measurement.interval,
-            "versions": json.dumps({name: version(name) for name in ("neuroplast", "torch", "transformers")}),
+            "versions": json.dumps(versions()),
         }
         write_tensors(out / FILE, tensors, described)
         shutil.rmtree(out / PARTS, ignore_errors=True)
@@ -203,18 +153,6 @@ def run_patch(
         raise StorageError(f"{out / FILE} is of another measurement; remove it, then run the same command again")
     write_patch_report(out)
     return _summary(out, config, len(prompts))
-
-
-def _load_prompts(config: PatchConfig, model: Network) -> PromptSet:
-    if config.prompts is not None:
-        records = load_records(Path(config.prompts))
-    else:
-        assert config.n_prompts is not None and config.seed is not None
-        assert config.counterfactual is not None  # resolved
-        records = load_task(config.task).build_records(
-            model.tokenizer, config.n_prompts, config.seed, counterfactual=config.counterfactual
-        )
-    return build_prompt_set(model.tokenizer, config.task, records)
 
 
 def _require_path(senders: Sequence[Group], receivers: Group) -> None:

@@ -14,8 +14,8 @@ edges to the single receivers are measured next, and kept when the interval excl
 `threshold` × |LD| ÷ the number of receivers that were patched together: one of them must carry that much, if their
 effects add up. Where none passes, the strongest one is kept.
 
-Most heads do nothing, so each step begins with `screen` prompts: a sender whose mean there lies more than three
-standard errors below the threshold is cut, the others go on to all prompts.
+Most heads do nothing, so each step begins with a few prompts and goes on to more (`SCREENS`): a sender whose mean lies
+so many standard errors below the threshold that chance makes it one time in a thousand is cut.
 
 Sign: effect = LD(patched) - LD(clean), in logits; a node's score is its effect of largest size, on the step that
 found it or a later one. Deviation from the paper: none of the steps is chosen by eye.
@@ -46,6 +46,8 @@ from neuroplast.storage import Parts
 from neuroplast.tasks.prompts import PromptSet
 
 LOGITS = Node("logits", position="end")
+SCREENS = ((8, 4.79), (32, 3.37))
+"""Prompts of each screening, and the standard errors that decide: the 99.9 % point of Student's t."""
 
 
 @dataclass(frozen=True)
@@ -61,8 +63,8 @@ class PathSettings:
     only `end`."""
     backups: bool = True
     """Whether step 4 is done."""
-    screen: int = 32
-    """Prompts on which each step begins; all at once where there are not twice as many."""
+    screen: bool = True
+    """Whether heads that do nothing are cut on a few prompts."""
     depth: int = 12
     """Most steps from the logits backwards."""
     resamples: int = RESAMPLES
@@ -75,7 +77,7 @@ class PathSettings:
             value: Any = getattr(self, name)
             if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < 1:
                 raise InputError(f"{name} must lie between 0 and 1, got {value!r}")
-        for name, least in (("screen", 2), ("depth", 1), ("resamples", 100), ("seed", 0)):
+        for name, least in (("depth", 1), ("resamples", 100), ("seed", 0)):
             value = getattr(self, name)
             if type(value) is not int or value < least:
                 raise InputError(f"{name} must be a whole number, at least {least}, got {value!r}")
@@ -199,7 +201,7 @@ class _Search:
         chosen = settings.positions or (named if len(named) > 1 else ())
         self.positions: tuple[str, ...] = chosen
         self.weights = bootstrap_weights(len(prompts), settings.seed, settings.resamples)
-        self.screen = settings.screen if 2 * settings.screen <= len(prompts) else len(prompts)
+        self.screens = [each for each in SCREENS if settings.screen and 2 * each[0] <= len(prompts)]
         self.steps: list[Step] = []
         self.scores: dict[Node, float] = {}
         self.edges: dict[Edge, float] = {}
@@ -207,6 +209,7 @@ class _Search:
         self.least = 0.0
 
     def run(self) -> Discovery:
+        self._read_clean()
         first = self._step("logits", (LOGITS,), "end")
         new = self._take(first)
         if not new:
@@ -273,19 +276,19 @@ class _Search:
     ) -> tuple[tuple[Node, ...], np.ndarray]:
         """The senders that screening leaves, and their effects on all prompts."""
         rows = torch.arange(len(self.prompts))
-        head = self._patch(f"{name}, screening", [(candidates, receivers)], rows[: self.screen], knocked_out)[0]
-        if not len(self.clean):
-            self._read_clean()
-        mean, error = head.effects.mean(dim=1), head.effects.std(dim=1) / len(head.clean) ** 0.5
-        left = [row for row in range(len(candidates)) if float(mean[row].abs() + 3 * error[row]) >= self.least]
-        senders = tuple(candidates[row] for row in left)
-        effects = head.effects[left]
-        if senders and self.screen < len(self.prompts):
-            rest = self._patch(name, [(senders, receivers)], rows[self.screen :], knocked_out)[0]
-            effects = torch.cat([effects, rest.effects], dim=1)
-        elif not senders:
-            effects = torch.zeros(0, len(self.prompts))
-        return senders, effects.double().numpy()
+        left, effects, done = tuple(candidates), torch.zeros(len(candidates), 0), 0
+        for until, errors in (*self.screens, (len(self.prompts), None)):
+            title = name if errors is None else f"{name}, first {until}"
+            found = self._patch(title, [(left, receivers)], rows[done:until], knocked_out)[0].effects
+            effects, done = torch.cat([effects, found], dim=1), until
+            if errors is not None:
+                bound = effects.mean(dim=1).abs() + errors * effects.std(dim=1) / until**0.5
+                stays = bound >= self.least
+                left = tuple(node for node, kept in zip(left, stays.tolist(), strict=True) if kept)
+                effects = effects[stays]
+            if not left:
+                return (), np.zeros((0, len(self.prompts)))
+        return left, effects.double().numpy()
 
     def _measure_edges(
         self,
@@ -420,7 +423,7 @@ class _Search:
             "sign": SIGN,
             "threshold": self.settings.threshold,
             "attention": self.settings.attention,
-            "screen": self.screen,
+            "screening": [until for until, _ in self.screens],
             "task": self.prompts.task,
             "n_prompts": len(self.prompts),
             "logit_diff": float(self.clean.mean()),

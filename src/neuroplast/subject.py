@@ -1,0 +1,123 @@
+"""What a command measures: a model, and the prompts that it is measured on."""
+
+import json
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Self, get_args
+
+from neuroplast.errors import InputError, unknown_name
+from neuroplast.models.network import Network
+from neuroplast.models.sources import DType, load_model, weights_sha256
+from neuroplast.observer import Observer
+from neuroplast.storage import hash_text
+from neuroplast.tasks import build_prompt_set, load_records, load_task
+from neuroplast.tasks.prompts import PromptSet
+
+MOST_PROMPTS = 1_000_000
+FLAGS = {"senders": "from", "receivers": "to", "knocked_out": "knock-out"}
+"""Settings that the command line calls by another name."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subject:
+    """A model and prompts. Settings that are None take what suits the task."""
+
+    model: str = "tiny"
+    """A named model, a hub id or a folder."""
+    task: str = "ioi"
+    """Whose prompts are measured."""
+    prompts: str | None = None
+    """A JSONL file of records to measure instead of the task's own."""
+    n_prompts: int | None = None
+    """How many of the task's prompts; None takes `DEFAULT_PROMPTS`."""
+    seed: int | None = None
+    """Seed of the task's prompts; None takes 0."""
+    counterfactual: str | None = None
+    """Which counterfactual of the task; None takes its first."""
+    device: str = "cpu"
+    """`cpu`, `cuda` or `cuda:N`."""
+    dtype: DType = "float32"
+    """Type of the weights."""
+
+    DEFAULT_PROMPTS = 64
+
+    def __post_init__(self) -> None:
+        for name in ("n_prompts", "seed"):
+            require_whole(name, getattr(self, name))
+        if self.seed is not None and self.seed < 0:
+            raise InputError(f"seed must be at least 0, got {self.seed}")
+        if self.n_prompts is not None and not 1 <= self.n_prompts <= MOST_PROMPTS:
+            raise InputError(f"{self.n_prompts} prompts: a measurement needs at least 1, and at most {MOST_PROMPTS:,}")
+        if self.prompts is not None:
+            for name in ("n_prompts", "seed", "counterfactual"):
+                if getattr(self, name) is not None:
+                    raise InputError(f"setting {spelled(name)} is for the task's prompts; {self.prompts} has its own")
+        if self.dtype not in get_args(DType):
+            raise unknown_name("dtype", self.dtype, get_args(DType))
+
+    def resolved(self) -> Self:
+        """The same with every setting filled in."""
+        task = load_task(self.task)
+        if self.prompts is not None:
+            return self
+        defaults: dict[str, Any] = {
+            "n_prompts": self.DEFAULT_PROMPTS,
+            "seed": 0,
+            "counterfactual": task.counterfactuals[0],
+        }
+        return replace(self, **{name: value for name, value in defaults.items() if getattr(self, name) is None})
+
+    def load(self, observer: Observer) -> tuple[Network, PromptSet]:
+        """The model and the prompts.
+
+        Raises:
+            InputError: when either cannot be had.
+        """
+        model = load_model(self.model, device=self.device, dtype=self.dtype, say=observer.say)
+        return model, self.load_prompts(model)
+
+    def load_prompts(self, model: Network, n: int | None = None, seed: int | None = None) -> PromptSet:
+        """The prompts, or others of the same task.
+
+        Args:
+            model: whose tokenizer reads them.
+            n: how many others.
+            seed: seed of the others.
+        """
+        if self.prompts is not None:
+            records = load_records(Path(self.prompts))
+        else:
+            n, seed = n or self.n_prompts, self.seed if seed is None else seed
+            assert n is not None and seed is not None and self.counterfactual is not None  # resolved
+            records = load_task(self.task).build_records(model.tokenizer, n, seed, counterfactual=self.counterfactual)
+        return build_prompt_set(model.tokenizer, self.task, records)
+
+    def provenance(self, model: Network, prompts: PromptSet) -> dict[str, Any]:
+        """What the results depend on, as JSON has it."""
+        return {
+            "schema": 1,
+            "settings": {name: value for name, value in asdict(self).items() if value is not None},
+            "weights_sha256": weights_sha256(model),
+            "prompts_sha256": hash_text(json.dumps([asdict(record) for record in prompts.records])),
+        }
+
+
+def spelled(name: str) -> str:
+    """A setting as Python and as the command line call it."""
+    return f"{name!r} (--{FLAGS.get(name, name.replace('_', '-'))})"
+
+
+def require_whole(name: str, value: object) -> None:
+    """Checks that a setting is a whole number, where it is given.
+
+    Raises:
+        InputError: when it is something else.
+    """
+    if value is not None and type(value) is not int:
+        raise InputError(f"{name} must be a whole number, got {value!r}")
+
+
+def versions() -> dict[str, str]:
+    """The versions that results were made with."""
+    return {name: version(name) for name in ("neuroplast", "torch", "transformers")}
