@@ -36,7 +36,7 @@ from neuroplast.components import Edge, Node
 from neuroplast.errors import InputError, NothingFoundError, unknown_name
 from neuroplast.interventions.chunks import Chunk, Progress, Size, in_prompt_chunks
 from neuroplast.interventions.effects import Effects
-from neuroplast.interventions.pairs import recorded_bytes
+from neuroplast.interventions.pairs import Pairs, recorded_bytes
 from neuroplast.interventions.path_patching import patch_paths
 from neuroplast.interventions.selection import require_prompts
 from neuroplast.models.network import Network
@@ -202,6 +202,7 @@ class _Search:
         self.positions: tuple[str, ...] = chosen
         self.weights = bootstrap_weights(len(prompts), settings.seed, settings.resamples)
         self.screens = [each for each in SCREENS if settings.screen and 2 * each[0] <= len(prompts)]
+        self.pairs = Pairs(model, memory)
         self.steps: list[Step] = []
         self.scores: dict[Node, float] = {}
         self.edges: dict[Edge, float] = {}
@@ -278,6 +279,8 @@ class _Search:
         rows = torch.arange(len(self.prompts))
         left, effects, done = tuple(candidates), torch.zeros(len(candidates), 0), 0
         for until, errors in (*self.screens, (len(self.prompts), None)):
+            if not left:
+                return (), np.zeros((0, len(self.prompts)))
             title = name if errors is None else f"{name}, first {until}"
             found = self._patch(title, [(left, receivers)], rows[done:until], knocked_out)[0].effects
             effects, done = torch.cat([effects, found], dim=1), until
@@ -286,8 +289,6 @@ class _Search:
                 stays = bound >= self.least
                 left = tuple(node for node, kept in zip(left, stays.tolist(), strict=True) if kept)
                 effects = effects[stays]
-            if not left:
-                return (), np.zeros((0, len(self.prompts)))
         return left, effects.double().numpy()
 
     def _measure_edges(
@@ -309,10 +310,15 @@ class _Search:
         ]
         if not paths:
             return {}
-        measured = self._patch(f"{name}, edges", paths, torch.arange(len(self.prompts)), knocked_out)
+        rows, done = torch.arange(len(self.prompts)), 0
+        measured: list[list[Effects]] = []
+        # In the same parts as the senders were, because their runs are at hand.
+        for until in (*(until for until, _ in self.screens), len(rows)):
+            measured.append(self._patch(f"{name}, edges {done}", paths, rows[done:until], knocked_out))
+            done = until
         return {
-            Edge(sender, receiver): each.effects[row].double().numpy()
-            for (reaching, (receiver,)), each in zip(paths, measured, strict=True)
+            Edge(sender, receiver): torch.cat([each[index].effects[row] for each in measured]).double().numpy()
+            for index, (reaching, (receiver,)) in enumerate(paths)
             for row, sender in enumerate(reaching)
         }
 
@@ -326,7 +332,7 @@ class _Search:
 
     def _passes(self, effects: np.ndarray, least: float) -> bool:
         low, high = interval(self.weights @ effects)
-        return abs(effects.mean()) >= least and bool(low > 0 or high < 0)
+        return bool(abs(effects.mean()) >= least and (low > 0 or high < 0))
 
     def _patch(
         self,
@@ -341,6 +347,8 @@ class _Search:
                 self.prompts.pick(rows),
                 paths,
                 knocked_out=knocked_out,
+                reference=self.prompts,
+                pairs=self.pairs,
                 memory=self.memory,
                 progress=self._progress(name),
             )

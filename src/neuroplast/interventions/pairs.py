@@ -7,6 +7,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from neuroplast.interventions.chunks import Chunk, logit_difference
+from neuroplast.memory import working_memory
 from neuroplast.models.network import Network
 from neuroplast.models.replay import Edit, Place, Recording, Window, at_positions, record
 
@@ -59,6 +60,37 @@ class Pair:
         """From the first of the positions of each prompt up to END."""
         first = torch.where(positions.any(dim=1), positions.int().argmax(dim=1), self.chunk.end)
         return Window(first, self.chunk.end)
+
+
+class Pairs:
+    """Pairs that several measurements of the same chunks share, as many as a share of the free memory holds."""
+
+    PLACES: tuple[frozenset[Place], frozenset[Place]] = (
+        frozenset({"residual", "attention", "z", "query", "key", "value"}),
+        frozenset({"z"}),
+    )
+    """What is kept of the clean and of the counterfactual run: enough for paths from heads to heads and logits."""
+    SHARE = 0.3
+
+    def __init__(self, model: Network, memory: str | int | None = None) -> None:
+        self._model = model
+        self._left = working_memory(model.device, memory) * self.SHARE
+        self._kept: dict[tuple[bytes, bytes], Pair] = {}
+
+    def of(self, chunk: Chunk) -> Pair:
+        """The two runs of a chunk."""
+        clean, counterfactual = (
+            each.cpu().numpy().tobytes() for each in (chunk.prompts.clean, chunk.prompts.counterfactual)
+        )
+        key = (clean, counterfactual)
+        if key in self._kept:
+            return self._kept[key]
+        pair = Pair(self._model, chunk, *self.PLACES)
+        size = len(chunk.rows) * recorded_bytes(self._model, chunk.prompts.clean.shape[1], self.PLACES)
+        if size <= self._left:
+            self._left -= size
+            self._kept[key] = pair
+        return pair
 
 
 def recorded_bytes(model: Network, width: int, places: Iterable[Iterable[Place]]) -> int:

@@ -28,7 +28,7 @@ from neuroplast.errors import unknown_name
 from neuroplast.interventions.chunks import Chunk, Progress, Size, copies_at_once, in_prompt_chunks
 from neuroplast.interventions.effects import Effects
 from neuroplast.interventions.knockout import build_knockout
-from neuroplast.interventions.pairs import Pair, columns_of, recorded_bytes
+from neuroplast.interventions.pairs import Pair, Pairs, columns_of, recorded_bytes
 from neuroplast.interventions.selection import Group, Selection, select_receivers, select_senders
 from neuroplast.models.network import Network
 from neuroplast.models.replay import Calls, Copies, Edit, Frame, Place, admit, at_positions, run_frozen, walk_free
@@ -89,6 +89,8 @@ def patch_paths(
     *,
     mlps: str = "live",
     knocked_out: Selection = (),
+    reference: PromptSet | None = None,
+    pairs: Pairs | None = None,
     memory: str | int | None = None,
     progress: Progress | None = None,
 ) -> list[Effects]:
@@ -100,6 +102,8 @@ def patch_paths(
         paths: senders and receivers of each, as `path_patch` takes them.
         mlps: as there; likewise `knocked_out`, `memory` and `progress`.
         knocked_out: heads that are knocked out underneath.
+        reference: prompts over which knocked-out heads are averaged; None takes `prompts`.
+        pairs: runs to share with other calls on the same prompts, from heads, with nothing knocked out.
         memory: bound on the process's memory.
         progress: called with (steps done, steps in all).
 
@@ -117,14 +121,15 @@ def patch_paths(
     ]
     if mlps == "frozen":
         model.require_mlps()
-    knockout = build_knockout(model, prompts, knocked_out, memory=memory)
+    knockout = build_knockout(model, prompts, knocked_out, reference=reference, memory=memory)
     places = places_for([targets for _, targets in chosen], [group for groups, _ in chosen for group in groups], mlps)
     effects = [torch.zeros(len(groups), len(prompts)) for groups, _ in chosen]
     clean, counterfactual = torch.zeros(len(prompts)), torch.zeros(len(prompts))
 
     def work(chunk: Chunk, copies: int, tick: Callable[[], None]) -> None:
         edits = knockout.edits(model, chunk)
-        pair = Pair(model, chunk, *places, edits=edits)
+        shares = pairs is not None and not edits and places[0] <= pairs.PLACES[0] and places[1] <= pairs.PLACES[1]
+        pair = pairs.of(chunk) if pairs is not None and shares else Pair(model, chunk, *places, edits=edits)
         clean[chunk.rows], counterfactual[chunk.rows] = pair.clean.cpu(), pair.counterfactual.cpu()
         for (groups, targets), measured in zip(chosen, effects, strict=True):
             for first in range(0, len(groups), copies):

@@ -1,0 +1,212 @@
+"""Judging a circuit, with everything that its numbers need to be read: the front door and the document."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from neuroplast.circuits.circuit import LEVELS, Circuit
+from neuroplast.circuits.criteria import PASSES, Criteria, CriteriaSettings, measure_criteria
+from neuroplast.errors import InputError, unknown_name
+from neuroplast.models.network import Network
+from neuroplast.statistics import Estimate
+from neuroplast.storage import Parts
+from neuroplast.tasks.prompts import PromptSet
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A circuit, judged in a model."""
+
+    circuit: Circuit
+    """The circuit."""
+    model: str
+    """The model that it was judged in."""
+    criteria: Criteria
+    """What was measured."""
+
+    @property
+    def methodology(self) -> str:
+        """One line that says how the numbers were made."""
+        found, settings = self.criteria, self.criteria.settings
+        kind = settings.ablation
+        source = "" if kind == "zero" else f" of {found.n_reference} counterfactuals ({found.counterfactual or 'own'})"
+        places = ", ".join(self.circuit.positions) or "all"
+        return (
+            f"nodes are heads; a knocked-out head gives {kind}{source}; kept at positions: {places}; MLPs stay; "
+            f"{found.n_prompts} prompts; ratio of means; intervals: {settings.resamples} bootstrap resamples of prompts"
+        )
+
+    @property
+    def warnings(self) -> list[str]:
+        """What a reader must not overlook."""
+        found, said = self.criteria, list[str]()
+        value = found.faithfulness.value
+        if value is not None and value > 1:
+            said.append(f"F(C)/F(M) is {value:.2f}, above 1: the circuit leaves out what works against it")
+        if found.random_above is not None and found.random_above > 0.05:
+            said.append(f"random circuits of the same shape do as well in {found.random_above:.0%} of the draws")
+        if failing := [need for need in found.needs if need.score.value is not None and need.score.value < PASSES]:
+            said.append(f"{len(failing)} of {len(found.needs)} nodes change F by less than 1 % of F(M), given K")
+        return said
+
+    def document(self) -> dict[str, Any]:
+        """Everything as JSON has it; a value that could not be computed is null beside its reason."""
+        found, circuit = self.criteria, self.circuit
+        passing = [need for need in found.needs if need.score.value is not None and need.score.value >= PASSES]
+        return {
+            "schema": 1,
+            "model": self.model,
+            "methodology": self.methodology,
+            "settings": asdict(found.settings),
+            "n_prompts": found.n_prompts,
+            "n_reference": found.n_reference,
+            "circuit": circuit_document(circuit),
+            "F": {name: estimate_document(getattr(found, name)) for name in ("model", "circuit", "nothing")},
+            "faithfulness": estimate_document(found.faithfulness),
+            "foil_faithfulness": estimate_document(found.foil_faithfulness),
+            "normalised": estimate_document(found.normalised),
+            "mean_of_ratios": estimate_document(found.mean_of_ratios),
+            "spread": dict(found.spread),
+            "by_group": {
+                name: {what: estimate_document(each) for what, each in row.items()}
+                for name, row in found.by_group.items()
+            },
+            "by_ablation": {
+                name: {
+                    "circuit": estimate_document(found.circuit_by_ablation[name]),
+                    "faithfulness": estimate_document(found.by_ablation[name]),
+                }
+                for name in found.by_ablation
+            },
+            "random": _random_document(found),
+            "completeness": {
+                "gap": estimate_document(found.completeness_gap),
+                "mean_random_gap": _mean_random_gap(found),
+                "sets": [
+                    {
+                        "kind": gap.kind,
+                        "name": gap.name,
+                        "nodes": list(map(str, gap.nodes)),
+                        "circuit": estimate_document(gap.circuit),
+                        "model": estimate_document(gap.model),
+                        "gap": estimate_document(gap.gap),
+                    }
+                    for gap in found.gaps
+                ],
+            },
+            "minimality": {
+                "min": estimate_document(found.minimality_min),
+                "threshold": PASSES,
+                "passing": len(passing),
+                "nodes": [
+                    {
+                        "node": str(need.node),
+                        "role": circuit.roles[need.node].name if need.node in circuit.roles else None,
+                        "given": list(map(str, need.given)),
+                        "score": estimate_document(need.score),
+                        "alone": estimate_document(need.alone),
+                    }
+                    for need in found.needs
+                ],
+            },
+            "stability": circuit.provenance.get("stability"),
+            "warnings": self.warnings,
+        }
+
+
+def evaluate(
+    model: Network,
+    circuit: Circuit,
+    prompts: PromptSet,
+    *,
+    reference: PromptSet | None = None,
+    counterfactual: str = "",
+    memory: str | int | None = None,
+    parts: Parts | None = None,
+    progress: Callable[[str, int, int], None] | None = None,
+    **settings: Any,
+) -> Evaluation:
+    """Judges a circuit in a model: faithfulness, completeness, minimality, against matched random circuits.
+
+    Args:
+        model: the model: the one that it was found in, or another with the same parts.
+        circuit: the circuit.
+        prompts: clean prompts with their counterfactuals.
+        reference: more prompts of the task, whose counterfactuals means are taken over; None takes `prompts`.
+        counterfactual: name of the counterfactual, for the methodology.
+        memory: bound on the process's memory, such as `4GiB`; None takes what is free.
+        parts: keeps what is measured, so that an interrupted measurement goes on.
+        progress: called with (activity, done, total).
+        settings: the fields of `CriteriaSettings`.
+
+    Raises:
+        InputError: when the model has other parts than the circuit's, or for an unknown setting.
+    """
+    for name in settings:
+        if name not in CriteriaSettings.__dataclass_fields__:
+            raise unknown_name("setting", name, CriteriaSettings.__dataclass_fields__)
+    require_same_parts(circuit, model)
+    criteria = measure_criteria(
+        model,
+        circuit,
+        prompts,
+        reference=reference,
+        settings=CriteriaSettings(**settings),
+        counterfactual=counterfactual,
+        memory=memory,
+        parts=parts,
+        progress=progress,
+    )
+    return Evaluation(circuit, model.name, criteria)
+
+
+def require_same_parts(circuit: Circuit, model: Network) -> None:
+    """Checks that a model has the parts that a circuit names; its weights may differ.
+
+    Raises:
+        InputError: when it has others.
+    """
+    mine, theirs = (model.n_layers, model.n_heads, model.d_model), circuit.shape.same_parts[:3]
+    if mine != theirs:
+        raise InputError(
+            f"the circuit is of {circuit.shape.name} ({theirs[0]} layers of {theirs[1]} heads, width {theirs[2]}), "
+            f"{model.name} has {mine[0]} of {mine[1]}, width {mine[2]}: evaluate it in a model with the same parts"
+        )
+
+
+def circuit_document(circuit: Circuit) -> dict[str, Any]:
+    """Size and sparsity, with their denominators."""
+    return {
+        "n_heads": len(circuit.members("heads")),
+        "n_nodes": len(circuit.heads),
+        "n_edges": len(circuit.edges),
+        "positions": list(circuit.positions),
+        "sparsity": {level: circuit.sparsity(level) for level in LEVELS},
+        "of": {level: circuit.universe(level) for level in LEVELS},
+    }
+
+
+def estimate_document(found: Estimate) -> dict[str, Any]:
+    """A value with its interval, and the reason where there is none."""
+    return {"value": found.value, "ci95": found.ci95} | ({"why": found.why} if found.why else {})
+
+
+def _random_document(found: Criteria) -> Mapping[str, Any]:
+    if not len(found.random):
+        return {"n": 0, "why": "no random circuits were asked for"}
+    return {
+        "n": len(found.random),
+        "mean": float(found.random.mean()),
+        "sd": float(found.random.std(ddof=1)) if len(found.random) > 1 else None,
+        "max": float(found.random.max()),
+        "p95": float(np.quantile(found.random, 0.95)),
+        "share_above": found.random_above,
+        "unit": "F / F(M)" if found.faithfulness.value is not None else "F, in logits",
+    }
+
+
+def _mean_random_gap(found: Criteria) -> float | None:
+    gaps = [abs(gap.gap.value) for gap in found.gaps if gap.kind == "random" and gap.gap.value is not None]
+    return float(np.mean(gaps)) if gaps else None
