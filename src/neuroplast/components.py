@@ -104,6 +104,10 @@ class Edge:
     def __str__(self) -> str:
         return f"{self.source}->{self.destination}"
 
+    def anywhere(self) -> "Edge":
+        """The same edge without positions."""
+        return Edge(self.source.at(None), self.destination.at(None))
+
 
 def is_receiver(node: Node) -> bool:
     """Whether a node names an input of the model's parts: a head's q, k or v, an MLP, or the logits."""

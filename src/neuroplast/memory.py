@@ -9,8 +9,8 @@ import ctypes
 import gc
 import re
 import sys
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Hashable
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 import psutil
 
@@ -18,6 +18,8 @@ from neuroplast.errors import InputError, NeuroplastError
 
 if TYPE_CHECKING:
     import torch
+
+Item = TypeVar("Item")
 
 UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
 MARGIN = 0.75
@@ -88,6 +90,31 @@ def working_memory(device: "torch.device", budget: str | int | None) -> int:
     else:
         free = psutil.virtual_memory().available
     return int(free * FREE_SHARE)
+
+
+class Kept(Generic[Item]):
+    """What is expensive to make and asked for again: kept as long as a share of the free memory holds it."""
+
+    def __init__(self, device: "torch.device", budget: str | int | None, share: float) -> None:
+        """Keeps nothing yet.
+
+        Args:
+            device: where it lies.
+            budget: for the whole process, such as `4GiB`; None takes what is free.
+            share: of the memory that is free for work.
+        """
+        self._left = working_memory(device, budget) * share
+        self._items: dict[Hashable, Item] = {}
+
+    def of(self, key: Hashable, size: int, make: Callable[[], Item]) -> Item:
+        """The item of that key, made where it is not kept; `size` is its bytes."""
+        if key in self._items:
+            return self._items[key]
+        item = make()
+        if size <= self._left:
+            self._left -= size
+            self._items[key] = item
+        return item
 
 
 def reuse_freed_memory() -> None:

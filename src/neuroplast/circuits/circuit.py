@@ -94,6 +94,8 @@ class Circuit:
     """The named positions among which nodes were looked for; none where nodes stand at all positions."""
     provenance: Mapping[str, Any] = field(default_factory=dict[str, Any])
     """How it was found, as JSON has it: method, thresholds, task, prompts, counterfactual, …"""
+    outside_nodes: Mapping[Node, float] = field(default_factory=dict[Node, float])
+    """Scores of nodes that do not belong to it, where a file has some."""
 
     def __post_init__(self) -> None:
         parts = [*self.nodes, *(node for edge in self.edges for node in (edge.source, edge.destination))]
@@ -117,7 +119,7 @@ class Circuit:
             return frozenset(self.heads)
         if level == "heads":
             return frozenset(node.at(None) for node in self.heads)
-        return frozenset(Edge(edge.source.at(None), edge.destination.at(None)) for edge in self.edges)
+        return frozenset(edge.anywhere() for edge in self.edges)
 
     def universe(self, level: Level) -> int:
         """How many such things the whole model has: the denominator of sparsity.

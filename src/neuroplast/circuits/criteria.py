@@ -30,7 +30,7 @@ from neuroplast.circuits.circuit import Circuit
 from neuroplast.components import Node
 from neuroplast.errors import InputError
 from neuroplast.interventions.ablation import ABLATIONS, Ablation, build_ablation
-from neuroplast.interventions.knockout import run_knockouts
+from neuroplast.interventions.knockout import Worlds, run_knockouts
 from neuroplast.models.network import Network
 from neuroplast.statistics import RESAMPLES, Estimate, Weights, bootstrap_weights, estimate, estimate_mean
 from neuroplast.storage import Parts
@@ -259,6 +259,7 @@ class _Judge:
         self.weights: Weights = bootstrap_weights(len(prompts), settings.seed, settings.resamples)
         self.ablations: dict[str, Ablation] = {}
         self.nodes = circuit.heads
+        self.worlds: Worlds = Worlds(model.device, memory, share=0.3)
 
     def run(self, counterfactual: str) -> Criteria:
         settings, nodes = self.settings, self.nodes
@@ -323,6 +324,7 @@ class _Judge:
                     sets,
                     self._ablation(kind or self.settings.ablation),
                     keep=keep,
+                    worlds=self.worlds,
                     memory=self.memory,
                     progress=None if told is None else lambda done, total: told(name, done, total),
                 )

@@ -17,8 +17,8 @@ effects add up. Where none passes, the strongest one is kept.
 Most heads do nothing, so each step begins with a few prompts and goes on to more (`SCREENS`): a sender whose mean lies
 so many standard errors below the threshold that chance makes it one time in a thousand is cut.
 
-Sign: effect = LD(patched) - LD(clean), in logits; a node's score is its effect of largest size, on the step that
-found it or a later one. Deviation from the paper: none of the steps is chosen by eye.
+Sign: effect = LD(patched) - LD(clean), in logits; a node's score is its effect in the step that found it, the one
+nearest to the logits. Deviation from the paper: none of the steps is chosen by eye.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -386,11 +386,9 @@ class _Search:
         """Adds what a step found; gives the nodes that are new."""
         new: list[Node] = []
         for node in step.found if only is None else only:
-            effect = float(step.effects[step.senders.index(node)].mean())
             if node not in self.scores:
                 new.append(node)
-            if abs(effect) > abs(self.scores.get(node, 0.0)):
-                self.scores[node] = effect
+                self.scores[node] = float(step.effects[step.senders.index(node)].mean())
         for edge in step.kept:
             if edge.source in self.scores and edge not in self.edges:
                 self.edges[edge] = float(step.edges[edge].mean())

@@ -10,6 +10,7 @@ mean against 1.96 of its standard errors.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -45,6 +46,21 @@ class Stability:
     """By edges."""
     frequency: Mapping[Node, float]
     """Share of the resamples that have each node."""
+    drawn_nodes: tuple[frozenset[Node], ...]
+    """The nodes of each resample's circuit."""
+    drawn_edges: tuple[frozenset[Edge], ...]
+    """Its edges, without positions."""
+
+    def document(self) -> dict[str, Any]:
+        """Everything as JSON has it; each set is a list of places in a list of names."""
+        return {
+            "resamples": self.resamples,
+            "nodes_jaccard": {"mean": self.nodes.mean, "spread": _listed(self.nodes.spread)},
+            "edges_jaccard": {"mean": self.edges.mean, "spread": _listed(self.edges.spread)},
+            "frequency": {str(node): share for node, share in self.frequency.items()},
+            "drawn_nodes": _sets_document(self.drawn_nodes),
+            "drawn_edges": _sets_document(self.drawn_edges),
+        }
 
 
 def path_stability(discovery: Discovery, resamples: int = RESAMPLES, seed: int = 0) -> Stability:
@@ -69,7 +85,30 @@ def path_stability(discovery: Discovery, resamples: int = RESAMPLES, seed: int =
         agreement(_table(nodes)),
         agreement(_table(edges)),
         {node: sum(node in each for each in nodes) / resamples for node in seen},
+        tuple(map(frozenset, nodes)),
+        tuple(map(frozenset, edges)),
     )
+
+
+def _listed(spread: tuple[float, float] | None) -> list[float] | None:
+    return None if spread is None else list(spread)
+
+
+def drawn_sets(document: Mapping[str, Any] | None, level: str) -> list[frozenset[str]]:
+    """The sets of `Stability.document`, as names; none where there is no document.
+
+    Args:
+        document: a circuit's `stability`.
+        level: `nodes` or `edges`.
+    """
+    found = (document or {}).get(f"drawn_{level}") or {"names": [], "sets": []}
+    return [frozenset(found["names"][place] for place in each) for each in found["sets"]]
+
+
+def _sets_document(sets: Sequence[frozenset[Any]]) -> dict[str, Any]:
+    names = sorted({str(item) for each in sets for item in each})
+    place = {name: number for number, name in enumerate(names)}
+    return {"names": names, "sets": [sorted(place[str(item)] for item in each) for each in sets]}
 
 
 def agreement(members: Bool[np.ndarray, "set item"]) -> Agreement:
@@ -114,7 +153,7 @@ def _decide(discovery: Discovery, weights: Float[np.ndarray, "prompt"]) -> tuple
         effects = np.array([step.edges[edge] for edge in measured]).reshape(len(measured), len(weights))
         passing = _passing(effects, weights, least / len(step.receivers))
         nodes |= found
-        edges |= {edge for edge, passes in zip(measured, passing, strict=True) if passes}
+        edges |= {edge.anywhere() for edge, passes in zip(measured, passing, strict=True) if passes}
     return nodes, edges
 
 

@@ -38,6 +38,12 @@ class Chunk:
         """Index of END."""
         return self.prompts.positions["end"]
 
+    @property
+    def key(self) -> tuple[bytes, bytes]:
+        """What tells it from other chunks: its tokens."""
+        clean, counterfactual = self.prompts.clean.cpu(), self.prompts.counterfactual.cpu()
+        return clean.numpy().tobytes(), counterfactual.numpy().tobytes()
+
     def where(self, position: str | None) -> Bool[Tensor, "prompt pos"]:
         """The positions that a node's position names, as far as they can differ."""
         return position_mask(self.prompts, position) & self.changed

@@ -13,6 +13,7 @@ MLPs always recompute.
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from jaxtyping import Bool, Float
@@ -24,8 +25,9 @@ from neuroplast.interventions.ablation import Ablation, build_ablation
 from neuroplast.interventions.chunks import Chunk, Progress, Size, copies_at_once, in_prompt_chunks, logit_difference
 from neuroplast.interventions.pairs import recorded_bytes
 from neuroplast.interventions.selection import Selection, position_mask, require_prompts, select_senders
+from neuroplast.memory import Kept
 from neuroplast.models.network import Network
-from neuroplast.models.replay import Columns, Edit, Frame, Recording, Window, at_positions, record, walk_free
+from neuroplast.models.replay import Columns, Edit, Frame, Place, Recording, Window, at_positions, record, walk_free
 from neuroplast.tasks.prompts import PromptSet
 
 
@@ -100,6 +102,7 @@ def run_knockouts(
     ablation: Ablation,
     *,
     keep: bool = False,
+    worlds: "Worlds | None" = None,
     memory: str | int | None = None,
     progress: Progress | None = None,
 ) -> Float[Tensor, "set prompt"]:
@@ -111,6 +114,7 @@ def run_knockouts(
         sets: sets of heads, each head at a position or at all; the empty set is allowed.
         ablation: what knocked-out heads give; built for these prompts.
         keep: False knocks out the heads of each set, True all heads but those.
+        worlds: runs to share with other calls with the same model and prompts.
         memory: bound on the process's memory, such as `4GiB`; None takes what is free.
         progress: called with (steps done, steps in all).
 
@@ -129,14 +133,16 @@ def run_knockouts(
         together.setdefault(frozenset(node.position for node in nodes), []).append(number)
 
     def work(chunk: Chunk, _: int, tick: Callable[[], None]) -> None:
-        runs = _Runs(model, chunk, ablation, keep)
+        make = partial(_Runs, model, chunk, ablation, keep)
+        size = len(chunk.rows) * recorded_bytes(model, chunk.prompts.clean.shape[1], _Runs.PLACES)
+        runs = make() if worlds is None else worlds.of((chunk.key, keep, id(ablation)), size, make)
         for positions, numbers in together.items():
             result[torch.tensor(numbers)[:, None], chunk.rows] = runs.run(
                 [chosen[number] for number in numbers], positions, tick
             ).cpu()
 
     width = prompts.width
-    recorded = recorded_bytes(model, width, [("residual", "key", "value"), ("z",)])
+    recorded = recorded_bytes(model, width, _Runs.PLACES)
     copy = 4 * width * model.d_model * model.module.dtype.itemsize
     size = Size(recorded, copy, max(map(len, together.values()), default=1))
     in_prompt_chunks(model, prompts, size, work, model.n_layers * len(together), memory=memory, progress=progress)
@@ -145,6 +151,9 @@ def run_knockouts(
 
 class _Runs:
     """Sets of heads knocked out, or kept, on one chunk of prompts."""
+
+    PLACES: tuple[tuple[Place, ...], ...] = (("residual", "key", "value"), ("z",))
+    """What is held of the run that copies begin from, and of what knocked-out heads give."""
 
     def __init__(self, model: Network, chunk: Chunk, ablation: Ablation, keep: bool) -> None:
         self.model, self.chunk, self.keep = model, chunk, keep
@@ -156,7 +165,7 @@ class _Runs:
                 layer: [Edit("z", everywhere, z[:, None, :, head], head) for head in range(model.n_heads)]
                 for layer, z in self.values.items()
             }
-        self.base: Recording = record(model, chunk.prompts.clean, ("residual", "key", "value"), edits=edits)
+        self.base: Recording = record(model, chunk.prompts.clean, self.PLACES[0], edits=edits)
 
     @torch.no_grad()
     def run(
@@ -195,6 +204,10 @@ class _Runs:
         for block in walk_free(Frame(model, self.base, window), births, edits_at, limit, tick):
             found[block.members] = logit_difference(model, block.residual[:, :, -1], chunk.prompts).T
         return found
+
+
+Worlds = Kept[_Runs]
+"""Runs that several calls share: of the clean model, and of the model with every head knocked out."""
 
 
 def _until(heads: Sequence[Node]) -> int:

@@ -7,7 +7,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from neuroplast.interventions.chunks import Chunk, logit_difference
-from neuroplast.memory import working_memory
+from neuroplast.memory import Kept
 from neuroplast.models.network import Network
 from neuroplast.models.replay import Edit, Place, Recording, Window, at_positions, record
 
@@ -74,23 +74,12 @@ class Pairs:
 
     def __init__(self, model: Network, memory: str | int | None = None) -> None:
         self._model = model
-        self._left = working_memory(model.device, memory) * self.SHARE
-        self._kept: dict[tuple[bytes, bytes], Pair] = {}
+        self._kept: Kept[Pair] = Kept(model.device, memory, self.SHARE)
 
     def of(self, chunk: Chunk) -> Pair:
         """The two runs of a chunk."""
-        clean, counterfactual = (
-            each.cpu().numpy().tobytes() for each in (chunk.prompts.clean, chunk.prompts.counterfactual)
-        )
-        key = (clean, counterfactual)
-        if key in self._kept:
-            return self._kept[key]
-        pair = Pair(self._model, chunk, *self.PLACES)
         size = len(chunk.rows) * recorded_bytes(self._model, chunk.prompts.clean.shape[1], self.PLACES)
-        if size <= self._left:
-            self._left -= size
-            self._kept[key] = pair
-        return pair
+        return self._kept.of(chunk.key, size, lambda: Pair(self._model, chunk, *self.PLACES))
 
 
 def recorded_bytes(model: Network, width: int, places: Iterable[Iterable[Place]]) -> int:

@@ -1,0 +1,727 @@
+"""Circuits of edges, run exactly: some edges carry this run, every other edge its source's counterfactual output.
+
+The convention is that of ACDC (Conmy et al. 2023, arXiv 2304.14997), EAP-IG (Hanna et al. 2024, arXiv 2403.17806) and
+MIB (arXiv 2504.13151). Each destination (each head's q, k and v, each MLP, the logits) reads
+
+    what it reads on the counterfactual prompts + the sum over its kept edges of
+    (what the source writes in this run - what it writes on the counterfactual prompts),
+
+and the model's own norm, projections, q/k norms, position encodings, attention and MLP compute from there. With all
+edges kept that is the clean run, with none the counterfactual one. Of keys and values that grouped queries share,
+every query head reads its own. Where a norm stands behind the attention (Gemma 3), the heads of a layer that a
+destination keeps pass it together, beside the counterfactual values of the others.
+
+Steps: the counterfactual prompts run once. A circuit is a copy of the prompts that goes up the layers as *changes* of
+what the sources write there, in a window from the first token that differs to END. What a layer's destinations read
+are matrix products (destinations × sources) of the changes. What reads no change is not computed: a part without a
+path from the input or to the logits costs nothing, and the variants of a circuit (`CircuitRun`) share its own run and
+compute only what lies above the edges in which they differ.
+
+The result is a logit difference, not an effect: there is no sign to choose.
+"""
+
+import math
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from neuroplast.components import READ_CHANNELS, Edge, Node, ReadChannel
+from neuroplast.errors import InputError
+from neuroplast.interventions.chunks import (
+    Chunk,
+    Progress,
+    Size,
+    in_prompt_chunks,
+    logit_difference,
+    rows_at_once,
+)
+from neuroplast.interventions.edges import build_destinations, build_sources, joined
+from neuroplast.interventions.pairs import recorded_bytes
+from neuroplast.interventions.selection import require_prompts
+from neuroplast.memory import show_size, working_memory
+from neuroplast.models.attention import AttentionCall
+from neuroplast.models.network import Network, replaced, weight_of
+from neuroplast.models.readers import Projection, find_reader
+from neuroplast.models.replay import QUERIES_A_BLOCK, Frame, Place, Recording, Window, at_positions, record
+from neuroplast.tasks.prompts import PromptSet
+
+SHARE = 0.25
+"""Share of the usual rows that a chunk takes: every row brings the changes of all sources with it."""
+VARIANTS = 64
+"""Circuits that are planned together."""
+RECORDED: tuple[Place, ...] = ("residual", "query", "key", "value", "z", "attention", "mlp")
+"""What is kept of the counterfactual run."""
+NUMBERS_A_PIECE = 2**18
+"""Numbers that what heads read is normed by: a piece that stays in the processor's cache."""
+EVERYWHERE, AT_END = slice(None), slice(-1, None)
+"""Positions of a window."""
+
+
+@dataclass(frozen=True)
+class EdgeGraph:
+    """The edges of a model as a matrix: a row for each source, a column for each destination."""
+
+    sources: tuple[Node, ...]
+    """Rows, in the order of the forward pass."""
+    destinations: tuple[Node, ...]
+    """Columns, likewise."""
+    exists: Bool[Tensor, "source destination"]
+    """Whether there is such an edge."""
+    n_layers: int
+    """Layers."""
+    n_heads: int
+    """Query heads a layer."""
+
+    def heads_read(self, layer: int) -> slice:
+        """The columns of a layer's heads: all q, then all k, then all v."""
+        first = layer * (3 * self.n_heads + 1)
+        return slice(first, first + 3 * self.n_heads)
+
+    def mlp_reads(self, layer: int) -> int:
+        """The column of a layer's MLP."""
+        return (layer + 1) * (3 * self.n_heads + 1) - 1
+
+    def heads_written(self, layer: int) -> slice:
+        """The rows of a layer's heads."""
+        first = 1 + layer * (self.n_heads + 1)
+        return slice(first, first + self.n_heads)
+
+    def mlp_written(self, layer: int) -> int:
+        """The row of a layer's MLP."""
+        return (layer + 1) * (self.n_heads + 1)
+
+    def places(self, edges: Iterable[Edge]) -> tuple[list[int], list[int]]:
+        """Rows and columns of edges.
+
+        Raises:
+            InputError: for an edge at a position, or one that the model does not have.
+        """
+        row_of = {node: row for row, node in enumerate(self.sources)}
+        column_of = {node: column for column, node in enumerate(self.destinations)}
+        rows: list[int] = []
+        columns: list[int] = []
+        for edge in edges:
+            if edge.source.position or edge.destination.position:
+                raise InputError(f"{edge} stands at a position; here edges carry all positions: leave out @")
+            row, column = row_of.get(edge.source), column_of.get(edge.destination)
+            if row is None or column is None or not bool(self.exists[row, column]):
+                raise InputError(f"the model has no edge {edge}")
+            rows.append(row)
+            columns.append(column)
+        return rows, columns
+
+    def mask(self, edges: Iterable[Edge]) -> Bool[Tensor, "source destination"]:
+        """Edges as a matrix.
+
+        Raises:
+            InputError: as `places`.
+        """
+        found = torch.zeros_like(self.exists)
+        found[self.places(edges)] = True
+        return found
+
+    def edges(self, mask: Bool[Tensor, "source destination"]) -> list[Edge]:
+        """The edges of a matrix, by destination and then by source, in the order of the forward pass."""
+        return [Edge(self.sources[u], self.destinations[v]) for v, u in mask.T.nonzero().tolist()]
+
+    def live(self, kept: Bool[Tensor, "source destination"]) -> Bool[Tensor, "source destination"]:
+        """The edges on a path from the input to the logits; the others change nothing."""
+        kept = kept & self.exists
+        reached = torch.zeros(len(self.sources), dtype=torch.bool)
+        leads = torch.zeros(len(self.destinations), dtype=torch.bool)
+        reached[0] = leads[-1] = True
+        for layer in range(self.n_layers):
+            read = (kept[:, self.heads_read(layer)] & reached[:, None]).any(dim=0)
+            reached[self.heads_written(layer)] = read.view(3, -1).any(dim=0)
+            reached[self.mlp_written(layer)] = (kept[:, self.mlp_reads(layer)] & reached).any()
+        for layer in reversed(range(self.n_layers)):
+            leads[self.mlp_reads(layer)] = (kept[self.mlp_written(layer)] & leads).any()
+            leads[self.heads_read(layer)] = (kept[self.heads_written(layer)] & leads).any(dim=1).repeat(3)
+        return kept & reached[:, None] & leads
+
+    def changes(
+        self, kept: Bool[Tensor, "copy source destination"], former: Bool[Tensor, "source destination"]
+    ) -> tuple[Bool[Tensor, "copy destination"], Bool[Tensor, "copy source"]]:
+        """Which destinations read, and which sources write, otherwise than with the former edges."""
+        read = (kept != former).any(dim=1)
+        written = torch.zeros(kept.shape[:2], dtype=torch.bool)
+        for layer in range(self.n_layers):
+            heads, mlp = self.heads_read(layer), self.mlp_reads(layer)
+            read[:, heads] |= (kept[:, :, heads] & written[..., None]).any(dim=1)
+            written[:, self.heads_written(layer)] = read[:, heads].unflatten(1, (3, -1)).any(dim=1)
+            read[:, mlp] |= (kept[:, :, mlp] & written).any(dim=1)
+            written[:, self.mlp_written(layer)] = read[:, mlp]
+        read[:, -1] |= (kept[:, :, -1] & written).any(dim=1)
+        return read, written
+
+
+def build_edge_graph(model: Network) -> EdgeGraph:
+    """The edges of a model."""
+    sources, destinations = build_sources(model), build_destinations(model)
+    exists = torch.tensor([[joined(u, v, model.is_parallel) for v in destinations] for u in sources])
+    return EdgeGraph(sources, destinations, exists, model.n_layers, model.n_heads)
+
+
+def run_edge_circuits(
+    model: Network,
+    prompts: PromptSet,
+    kept: Sequence[Bool[Tensor, "source destination"]],
+    *,
+    memory: str | int | None = None,
+    progress: Progress | None = None,
+) -> Float[Tensor, "circuit prompt"]:
+    """The logit difference with nothing but some edges, for several circuits.
+
+    Args:
+        model: the instrumented model.
+        prompts: clean prompts with their counterfactuals.
+        kept: each circuit's edges, as `build_sources` × `build_destinations`; `EdgeGraph.mask` makes one of names.
+        memory: bound on the process's memory, such as `4GiB`; None takes what is free. Results do not change.
+        progress: called with (steps done, steps in all).
+
+    Returns:
+        LD by circuit and prompt, on the CPU, in float32.
+
+    Raises:
+        InputError: for a matrix of another model, an edge that the model does not have, or a budget too small.
+        UnsupportedModelError: when the model's edges cannot be told apart.
+    """
+    graph, read = _prepare(model, prompts)
+    masks = [graph.live(_checked(graph, mask)) for mask in kept]
+    result = torch.zeros(len(masks), len(prompts))
+    order = sorted(range(len(masks)), key=lambda number: int(masks[number].sum()))
+    workspace = _Workspace()
+    if not masks:
+        return result
+    size = _size(model, prompts, graph, masks, len(masks))
+
+    def work(chunk: Chunk, copies: int, tick: Callable[[], None]) -> None:
+        runs = _Runs(model, chunk, graph, read, workspace)
+        begin = runs.counterfactual()
+        for first in range(0, len(order), VARIANTS):
+            part = order[first : first + VARIANTS]
+            found = runs.run(begin, [masks[number] for number in part], copies * _width(graph, masks), tick)
+            result[torch.tensor(part)[:, None], chunk.rows] = found.cpu()
+
+    in_prompt_chunks(model, prompts, size, work, len(masks), memory=memory, progress=progress)
+    return result
+
+
+class CircuitRun:
+    """A circuit's run on all prompts, kept so that variants of it cost only what differs."""
+
+    def __init__(
+        self,
+        model: Network,
+        prompts: PromptSet,
+        kept: Bool[Tensor, "source destination"],
+        *,
+        memory: str | int | None = None,
+    ) -> None:
+        """Runs the circuit.
+
+        Args:
+            model: the instrumented model.
+            prompts: clean prompts with their counterfactuals; the circuit's run on all of them is held in memory.
+            kept: the circuit's edges, as `run_edge_circuits` takes them.
+            memory: bound on the process's memory, such as `4GiB`; None takes what is free.
+
+        Raises:
+            InputError: as `run_edge_circuits`; also when the run does not fit the memory.
+            UnsupportedModelError: when the model's edges cannot be told apart.
+        """
+        self.graph, read = _prepare(model, prompts)
+        self.kept = self.graph.live(_checked(self.graph, kept))
+        """The circuit's edges, without those that lead nowhere."""
+        sources = 1 + int(self.kept.any(dim=1).sum())
+        held = prompts.width * model.module.dtype.itemsize * model.d_model * (sources + 3 * model.n_layers)
+        size = _size(model, prompts, self.graph, [self.kept], VARIANTS, held)
+        free = working_memory(model.device, memory)
+        if (needed := len(prompts) * size.recorded + size.copy) > free:
+            raise InputError(
+                f"the circuit's run on {len(prompts)} prompts takes {show_size(needed)}, and {show_size(free)} of "
+                "memory are left: give fewer prompts, a smaller circuit, or a larger budget"
+            )
+        self._states: list[tuple[_Runs, _State]] = []
+        self._n_prompts = len(prompts)
+        self._budget = 0
+        workspace = _Workspace()
+
+        def work(chunk: Chunk, copies: int, _: Callable[[], None]) -> None:
+            runs = _Runs(model, chunk, self.graph, read, workspace)
+            state = runs.follow(runs.counterfactual(), self.kept)
+            self._budget = max(self._budget, copies * _width(self.graph, [self.kept]))
+            self._states.append((runs, state))
+
+        in_prompt_chunks(model, prompts, size, work, 0, memory=memory)
+
+    @property
+    def difference(self) -> Float[Tensor, "prompt"]:
+        """The circuit's logit difference, on the CPU."""
+        found = torch.zeros(self._n_prompts)
+        for runs, state in self._states:
+            found[runs.chunk.rows] = state.difference.cpu()
+        return found
+
+    def variants(self, kept: Sequence[Bool[Tensor, "source destination"]]) -> Float[Tensor, "variant prompt"]:
+        """The logit difference of circuits that differ from this one in few edges, on the CPU.
+
+        Args:
+            kept: the edges of each.
+
+        Raises:
+            InputError: for a matrix of another model, or an edge that the model does not have.
+        """
+        masks = [_checked(self.graph, mask) for mask in kept]
+        found = torch.zeros(len(masks), self._n_prompts)
+        for runs, state in self._states:
+            for first in range(0, len(masks), VARIANTS):
+                part = masks[first : first + VARIANTS]
+                place = torch.arange(first, first + len(part))[:, None]
+                found[place, runs.chunk.rows] = runs.run(state, part, self._budget).cpu()
+        return found
+
+    def become(self, kept: Bool[Tensor, "source destination"]) -> None:
+        """Goes on from a variant.
+
+        Args:
+            kept: its edges, fewer than this circuit's.
+
+        Raises:
+            InputError: when it has an edge that this circuit does not have.
+        """
+        if bool((kept & ~self.kept).any()):
+            raise InputError("a circuit's run goes on with some of its edges; here others were added")
+        self.kept = self.graph.live(kept)
+        # What leads nowhere keeps its former values in the state: nothing that is left reads them.
+        self._states = [(runs, replace(runs.follow(state, kept), kept=self.kept)) for runs, state in self._states]
+
+
+def _prepare(model: Network, prompts: PromptSet) -> "tuple[EdgeGraph, list[dict[ReadChannel, _Read]]]":
+    require_prompts(prompts)
+    model.require_mlps()
+    found: list[dict[ReadChannel, _Read]] = []
+    for layer in range(model.n_layers):
+        projections = model.projections.get(layer) or find_reader(model, layer).projections
+        found.append({channel: _Read(projections[channel], model) for channel in READ_CHANNELS})
+    return build_edge_graph(model), found
+
+
+def _checked(graph: EdgeGraph, mask: Bool[Tensor, "source destination"]) -> Bool[Tensor, "source destination"]:
+    if mask.shape != graph.exists.shape:
+        raise InputError(
+            f"a circuit's matrix is {tuple(mask.shape)}; the model has {tuple(graph.exists.shape)} sources and "
+            "destinations"
+        )
+    mask = mask.cpu()
+    for u, v in (mask & ~graph.exists).nonzero().tolist():
+        raise InputError(f"the model has no edge from {graph.sources[u]} to {graph.destinations[v]}")
+    return mask
+
+
+def _width(graph: EdgeGraph, masks: Collection[Bool[Tensor, "source destination"]]) -> int:
+    """Residual streams that one copy of the largest circuit holds."""
+    return max(int(mask.any(dim=1).sum()) for mask in masks) + 3 * graph.n_heads + 4
+
+
+def _size(
+    model: Network, prompts: PromptSet, graph: EdgeGraph, masks: Sequence[Tensor], at_once: int, held: int = 0
+) -> Size:
+    """What circuits hold, a prompt; `held` bytes of it stay."""
+    width, row = prompts.width, model.d_model * model.module.dtype.itemsize
+    recorded = recorded_bytes(model, width, [RECORDED]) + held
+    rows = int(rows_at_once(model) * SHARE)
+    copies = max(1, min(at_once, rows // (width * len(prompts))))
+    return Size(recorded, width * row * _width(graph, masks), copies, share=SHARE)
+
+
+class _Read:
+    """The linear map of a layer's heads' queries, keys or values, by head."""
+
+    def __init__(self, projection: Projection, model: Network) -> None:
+        self.linear = projection.linear
+        self.outputs = projection.outputs.flatten()
+        self._projection = projection
+        nothing = torch.zeros(model.d_model, device=model.device, dtype=model.module.dtype)
+        with torch.no_grad():
+            self.bias: Float[Tensor, "kv_head d_head"] = projection.made_of(nothing)
+
+    @property
+    def weight(self) -> Float[Tensor, "kv_head d_head d_model"]:
+        """A copy of the weight, not kept: all layers together are a good part of the model."""
+        return self._projection.weight
+
+
+class _Workspace:
+    """Memory that one copy uses after the other: fresh from the system, it costs as much as the work in it."""
+
+    def __init__(self) -> None:
+        self._kept: dict[str, Tensor] = {}
+
+    def take(self, name: str, like: Tensor, shape: Sequence[int]) -> Tensor:
+        """A buffer of a shape, with whatever was in it."""
+        size = math.prod(shape)
+        if name in self._kept and self._kept[name].numel() < size:
+            del self._kept[name]  # before its successor is made
+        if name not in self._kept:
+            self._kept[name] = like.new_empty(size)
+        return self._kept[name][:size].view(*shape)
+
+
+@dataclass(frozen=True)
+class _State:
+    """A circuit's run on a chunk of prompts."""
+
+    kept: Bool[Tensor, "source destination"]
+    """Its edges."""
+    sources: Int[Tensor, "some"]
+    """The sources that write otherwise than on the counterfactual prompts."""
+    changes: Float[Tensor, "some prompt window d_model"]
+    """What each writes more: an MLP as it reaches the residual stream, a head before any norm behind the attention."""
+    difference: Float[Tensor, "prompt"]
+    """LD."""
+    heads: Mapping[int, tuple[Tensor, Tensor, Tensor]] = field(default_factory=dict[int, tuple[Tensor, Tensor, Tensor]])
+    """By layer, what each query head reads as its query, key and value, position-encoded, each (prompt, window, head,
+    d_head); where it is missing, what it reads on the counterfactual prompts."""
+
+
+class _Runs:
+    """Circuits on one chunk of prompts, all on the same counterfactual run."""
+
+    @torch.no_grad()
+    def __init__(
+        self,
+        model: Network,
+        chunk: Chunk,
+        graph: EdgeGraph,
+        read: Sequence[Mapping[ReadChannel, _Read]],
+        workspace: _Workspace,
+    ) -> None:
+        self.model, self.chunk, self.graph, self.read, self.workspace = model, chunk, graph, read, workspace
+        self.recording: Recording = record(model, chunk.prompts.counterfactual, RECORDED)
+        changed = chunk.changed
+        first = torch.where(changed.any(dim=1), changed.int().argmax(dim=1), chunk.end)
+        self.window = Window(first, chunk.end)
+        self.frame = Frame(model, self.recording, self.window)
+
+    def at(self, values: Float[Tensor, "prompt pos *rest"]) -> Float[Tensor, "prompt window *rest"]:
+        """Recorded values in the window."""
+        return at_positions(values, self.window.positions)
+
+    @torch.no_grad()
+    def counterfactual(self) -> _State:
+        """The run with no edges: only the input writes otherwise."""
+        clean = self.model.start(self.chunk.prompts.clean).residual
+        change = self.at(clean - self.recording.residual[0])[None]
+        final = self.at(self.recording.residual[self.model.n_layers])[:, AT_END]
+        difference = logit_difference(self.model, final, self.chunk.prompts)[:, 0]
+        return _State(torch.zeros_like(self.graph.exists), torch.zeros(1, dtype=torch.long), change, difference)
+
+    @torch.no_grad()
+    def run(
+        self,
+        base: _State,
+        kept: Sequence[Bool[Tensor, "source destination"]],
+        budget: int,
+        tick: Callable[[], None] = lambda: None,
+    ) -> Float[Tensor, "copy prompt"]:
+        """LD of some circuits.
+
+        Args:
+            base: a run that they may share parts with.
+            kept: their edges.
+            budget: residual streams that the copies may hold together.
+            tick: called after each circuit.
+        """
+        masks = torch.stack(list(kept))
+        read, written = self.graph.changes(masks, base.kept)
+        found = base.difference.repeat(len(masks), 1)
+        rows = max(1, rows_at_once(self.model) // self.window.positions.numel())
+        first = 0
+        while first < len(masks):
+            last = first + 1
+            while last < len(masks) and last - first < rows and self._held(written[first : last + 1]) <= budget:
+                last += 1
+            part = slice(first, last)
+            found[part] = _Copies(self, base, masks[part], read[part], written[part]).run()
+            for _ in range(first, last):
+                tick()
+            first = last
+        return found
+
+    def _held(self, written: Bool[Tensor, "copy source"]) -> int:
+        return len(written) * (int(written.any(dim=0).sum()) + 3 * self.graph.n_heads + 4)
+
+    @torch.no_grad()
+    def follow(self, base: _State, kept: Bool[Tensor, "source destination"]) -> _State:
+        """The run of one circuit, to go on from."""
+        read, written = self.graph.changes(kept[None], base.kept)
+        copies = _Copies(self, base, kept[None], read, written, keep=True)
+        difference = copies.run()[0]
+        stays = ~written[0][base.sources]
+        sources = torch.cat([base.sources[stays], copies.slots])
+        changes = torch.cat([base.changes[stays.to(base.changes.device)], copies.own[0]])
+        return _State(kept, sources, changes, difference, {**base.heads, **(copies.heads or {})})
+
+    def heads(self, base: _State, layer: int) -> tuple[Tensor, Tensor, Tensor]:
+        """What each query head reads in a run, as `_State.heads` has it."""
+        if layer in base.heads:
+            return base.heads[layer]
+        kept = (self.recording.query[layer], self.recording.key[layer], self.recording.value[layer])
+        query, key, value = (self.at(each.transpose(1, 2)) for each in kept)
+        groups = query.shape[2] // key.shape[2]
+        return query, key.repeat_interleave(groups, dim=2), value.repeat_interleave(groups, dim=2)
+
+    def behind_attention(
+        self, layer: int, change: Float[Tensor, "pair prompt at d_model"], at: slice
+    ) -> Float[Tensor, "pair prompt at d_model"]:
+        """What the residual stream gets more when the attention's output changes."""
+        residual, attention, mlp, after = (
+            self.at(each)[:, at].expand(change.shape)
+            for each in (
+                self.recording.residual[layer],
+                self.recording.attention[layer],
+                self.recording.mlp[layer],
+                self.recording.residual[layer + 1],
+            )
+        )
+        attention = (attention + change).flatten(0, 1)
+        out = self.model.run_layer(layer, residual.flatten(0, 1), attention=attention, mlp=mlp.flatten(0, 1))
+        return out.view(change.shape) - after
+
+
+class _Copies:
+    """Some circuits on their way up the layers; a pair is a copy and a destination."""
+
+    def __init__(
+        self,
+        runs: _Runs,
+        base: _State,
+        kept: Bool[Tensor, "copy source destination"],
+        read: Bool[Tensor, "copy destination"],
+        written: Bool[Tensor, "copy source"],
+        keep: bool = False,
+    ) -> None:
+        self.runs, self.model, self.graph, self.base = runs, runs.model, runs.graph, base
+        self.kept, self.read, self.written = kept, read, written
+        self.slots = written.any(dim=0).nonzero()[:, 0]
+        """The sources that write otherwise than in the base run."""
+        self.slot_of = {source: slot for slot, source in enumerate(self.slots.tolist())}
+        shape = (len(kept), len(self.slots), *base.changes.shape[1:])
+        self.own = self.runs.workspace.take("own", base.changes, shape)
+        """What they write more than on the counterfactual prompts, (copy, slot, prompt, window, d_model)."""
+        for copy, source in (~written[:, self.slots]).nonzero().tolist():
+            self.own[copy, source] = 0
+        self.heads: dict[int, tuple[Tensor, Tensor, Tensor]] | None = {} if keep else None
+        """What the heads of the first copy read, as `_State.heads` has it, where it is to be kept."""
+
+    def run(self) -> Float[Tensor, "copy prompt"]:
+        """LD."""
+        for layer in range(self.model.n_layers):
+            self._run_heads(layer)
+            self._run_mlp(layer)
+        found = self.base.difference.repeat(len(self.kept), 1)
+        copies = self.read[:, -1].nonzero()[:, 0]
+        if len(copies):
+            change = self._arriving(copies, torch.full_like(copies, -1), len(self.graph.sources), AT_END)[:, :, 0]
+            final = self.runs.at(self.runs.recording.residual[self.model.n_layers])[:, -1] + change
+            found[copies] = logit_difference(self.model, final.transpose(0, 1), self.runs.chunk.prompts).T
+        return found
+
+    # What arrives at destinations.
+
+    def _arriving(
+        self, copies: Int[Tensor, "pair"], destinations: Int[Tensor, "pair"], below: int, at: slice
+    ) -> Float[Tensor, "pair prompt at d_model"]:
+        """What each destination reads more than on the counterfactual prompts, from the first `below` sources."""
+        chosen = torch.arange(len(self.graph.sources)) < below
+        if self.model.adds_attention:
+            return self._sum(copies, destinations, chosen, at, "read")
+        heads = torch.tensor([node.kind == "head" for node in self.graph.sources])
+        found = self._sum(copies, destinations, chosen & ~heads, at, "read")
+        for layer in range(self.model.n_layers):
+            mine = torch.zeros_like(chosen)
+            mine[self.graph.heads_written(layer)] = True
+            if bool((self.kept[copies, :, destinations] & mine & chosen).any()):
+                change = self._sum(copies, destinations, mine & chosen, at, "read of heads")
+                found += self.runs.behind_attention(layer, change, at)
+        return found
+
+    def _sum(
+        self,
+        copies: Int[Tensor, "pair"],
+        destinations: Int[Tensor, "pair"],
+        chosen: Bool[Tensor, "source"],
+        at: slice,
+        name: str,
+    ) -> Float[Tensor, "pair prompt at d_model"]:
+        """The sum of the changes over the kept edges from some sources, in a buffer of the workspace."""
+        shape = (len(copies), *self.base.changes[0, :, at].shape)
+        found = self.runs.workspace.take(name, self.own, (len(copies), math.prod(shape[1:])))
+        kept, written = self.kept[copies, :, destinations] & chosen, self.written[copies]
+        as_in_base, otherwise = (kept & ~written)[:, self.base.sources], (kept & written)[:, self.slots]
+        if bool(as_in_base.any()):
+            # Copies mostly keep the same of these edges: each sum is made once.
+            rows, which = as_in_base.unique(dim=0, return_inverse=True)
+            torch.index_select(_product(rows, self.base.changes, at), 0, which.to(found.device), out=found)
+        else:
+            found.zero_()
+        for copy, part in _by_copy(copies):
+            if bool(otherwise[part].any()):
+                _product(otherwise[part], self.own[copy], at, onto=found[part])
+        return found.view(shape)
+
+    # What a layer makes of it.
+
+    def _run_heads(self, layer: int) -> None:
+        columns, n_heads = self.graph.heads_read(layer), self.model.n_heads
+        members = self.read[:, columns].any(dim=1).nonzero()[:, 0]
+        if not len(members):
+            return
+        read = self.read[members, columns]
+        member, column = read.nonzero(as_tuple=True)
+        below = self.graph.heads_written(layer).start
+        x = self._arriving(members[member], columns.start + column, below, EVERYWHERE)
+        residual = self.runs.at(self.runs.recording.residual[layer])
+        for piece in x.split(max(1, NUMBERS_A_PIECE // residual.numel())):
+            piece.copy_(self.model.read_attention(layer, (piece + residual).flatten(0, 1)).view(piece.shape))
+        made: dict[ReadChannel, Tensor] = {}
+        for index, channel in enumerate(READ_CHANNELS):
+            weight, bias = self.runs.read[layer][channel].weight, self.runs.read[layer][channel].bias
+            values = x.new_zeros(x.shape[1], len(members), x.shape[2], n_heads, weight.shape[1])
+            for head in range(n_heads):
+                mine = (column == index * n_heads + head).nonzero()[:, 0]
+                if len(mine):
+                    row = head * len(weight) // n_heads
+                    values[..., head, :][:, member[mine]] = (x[mine] @ weight[row].T + bias[row]).transpose(0, 1)
+            made[channel] = values
+        self._attend(layer, members, made, read.unflatten(1, (3, -1)))
+
+    def _attend(
+        self,
+        layer: int,
+        members: Int[Tensor, "member"],
+        made: Mapping[ReadChannel, Float[Tensor, "prompt member window head d"]],
+        read: Bool[Tensor, "member channel head"],
+    ) -> None:
+        """Attention of some copies; where a head's q, k or v changes, from what its projection `made`."""
+        shared = self.runs.heads(self.base, layer)
+        found = [each[:, None].expand(-1, len(members), -1, -1, -1) for each in shared]
+        groups = self.model.n_heads // self.model.parts.n_kv_heads
+        call: AttentionCall | None = None
+        for turn in range(groups):
+            # Query heads that share a key take turns in its place.
+            mine = slice(turn, None, groups)
+            call = self._encode(layer, made, mine)
+            encoded = (call.query, call.key, call.value)
+            for index, (channel, values) in enumerate(zip(READ_CHANNELS, encoded, strict=True)):
+                if channel == "q" and turn:
+                    continue
+                heads = EVERYWHERE if channel == "q" else mine
+                new = values.transpose(1, 2).unflatten(1, (len(members), -1))
+                where = read[:, index, heads].to(new.device)[None, :, None, :, None]
+                former = found[index]
+                if turn == 0:
+                    found[index] = former = former.clone()
+                former[..., heads, :] = torch.where(where, new, former[..., heads, :])
+        assert call is not None
+        if self.heads is not None:
+            self.heads[layer] = (found[0][:, 0], found[1][:, 0], found[2][:, 0])
+        z = self._values(layer, call, *found) - self.runs.at(self.runs.recording.z[layer])[:, None]
+        weights, first = self.model.head_weights(layer), self.graph.heads_written(layer).start
+        for head in range(self.model.n_heads):
+            mine = self.written[members, first + head].nonzero()[:, 0]
+            if len(mine):
+                sent = z[:, mine.to(z.device), :, head] @ weights[head]
+                self.own[:, self.slot_of[first + head]][members[mine]] = sent.transpose(0, 1)
+
+    def _encode(
+        self, layer: int, made: Mapping[ReadChannel, Float[Tensor, "prompt member window head d"]], turn: slice
+    ) -> AttentionCall:
+        """The layer's own way from the outputs of its projections to queries, keys and values."""
+        n, copies, width = made["q"].shape[:3]
+        answers: dict[torch.nn.Module, Tensor] = {}
+        for channel, values in made.items():
+            projection = self.runs.read[layer][channel]
+            own = values if channel == "q" else values[..., turn, :]
+            if projection.linear not in answers:
+                d_out = weight_of(projection.linear).shape[1]
+                answers[projection.linear] = values.new_zeros(n, copies * width, d_out)
+            answers[projection.linear][..., projection.outputs] = own.flatten(1, 2).flatten(2)
+        nothing = self.own.new_zeros(1, 1, 1).expand(n, copies * width, self.model.d_model)
+        with ExitStack() as stack:
+            for linear, answer in answers.items():
+                stack.enter_context(replaced(linear, lambda *_, answer=answer, **__: answer))
+            return self.model.read_heads(layer, nothing, self.runs.frame.calls.at(layer, copies))
+
+    def _values(
+        self, layer: int, call: AttentionCall, query: Tensor, key: Tensor, value: Tensor
+    ) -> Float[Tensor, "prompt member window head d_head"]:
+        """Each head's value z from its query, and its keys and values, those before the window as recorded."""
+        frame, (copies, width) = self.runs.frame, query.shape[1:3]
+        past_key, past_value = (call.ungroup(each) for each in frame.past(layer))
+        together = max(1, QUERIES_A_BLOCK // width)
+        parts: list[Tensor] = []
+        for first in range(0, copies, together):
+            queries, keys, values = (
+                each[:, first : first + together].flatten(1, 2).transpose(1, 2) for each in (query, key, value)
+            )
+            seen_keys = torch.cat([past_key, keys], dim=2)
+            seen_values = torch.cat([past_value, values], dim=2)
+            mask = frame.mask(layer, queries.shape[2] // width, width)
+            z, _ = call.attend(queries, seen_keys, seen_values, mask)
+            parts.append(z.unflatten(1, (-1, width)))
+        return torch.cat(parts, dim=1)
+
+    def _run_mlp(self, layer: int) -> None:
+        copies = self.read[:, self.graph.mlp_reads(layer)].nonzero()[:, 0]
+        if not len(copies):
+            return
+        model, runs, recording = self.model, self.runs, self.runs.recording
+        source = self.graph.mlp_written(layer)
+        change = self._arriving(copies, torch.full_like(copies, self.graph.mlp_reads(layer)), source, EVERYWHERE)
+        residual = runs.at(recording.residual[layer])
+        attention = runs.at(recording.attention[layer]).expand(change.shape).flatten(0, 1)
+        answers: list[Tensor] = []
+
+        def keep(output: Tensor) -> Tensor:
+            answers.append(output)
+            return output
+
+        with model.edited_mlp(layer, keep):
+            model.run_layer(layer, (residual + change).flatten(0, 1), attention=attention)
+        if model.adds_attention:
+            sent = answers[0].view(change.shape) - runs.at(recording.mlp[layer])
+        else:
+            same = residual.expand(change.shape).flatten(0, 1)
+            out = model.run_layer(layer, same, attention=attention, mlp=answers[0].view(same.shape))
+            sent = out.view(change.shape) - runs.at(recording.residual[layer + 1])
+        self.own[:, self.slot_of[source]][copies] = sent
+
+
+def _by_copy(copies: Int[Tensor, "pair"]) -> list[tuple[int, slice]]:
+    """Each copy with its pairs, which stand in the order of the copies."""
+    numbers, counts = copies.unique_consecutive(return_counts=True)
+    ends = counts.cumsum(0).tolist()
+    return [(n, slice(end - count, end)) for n, count, end in zip(numbers.tolist(), counts.tolist(), ends, strict=True)]
+
+
+def _product(
+    rows: Bool[Tensor, "pair source"],
+    changes: Float[Tensor, "source prompt window d_model"],
+    at: slice,
+    onto: Float[Tensor, "pair number"] | None = None,
+) -> Float[Tensor, "pair number"]:
+    """The sums of some changes, as a matrix product over the sources that any row takes; added to `onto` in place."""
+    used = rows.any(dim=0).nonzero()[:, 0]
+    span = slice(int(used[0]), int(used[-1]) + 1)
+    if 2 * len(used) < span.stop - span.start:
+        picked, columns = changes[used.to(changes.device)], rows[:, used]
+    else:
+        picked, columns = changes[span], rows[:, span]
+    columns, picked = columns.to(changes.device, changes.dtype), picked[:, :, at].flatten(1)
+    return columns @ picked if onto is None else onto.addmm_(columns, picked)
