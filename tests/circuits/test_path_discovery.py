@@ -109,15 +109,23 @@ def test_prompts_that_name_only_the_end_are_looked_at_everywhere(llama: Network,
     assert found.circuit.positions == ()
 
 
-def test_attention_is_the_mean_of_the_patterns(network: Network, named_prompts: PromptSet):
-    heads = [parse_node("a0.h1@b"), parse_node("a2.h3@end")]
-    found = attention_to(network, named_prompts, heads, ("a", "end"))
+def test_attention_is_the_mean_of_the_patterns_where_something_differs(network: Network, named_prompts: PromptSet):
+    heads = [parse_node("a0.h1@b"), parse_node("a2.h3@end"), parse_node("a1.h0@other")]
+    found = attention_to(network, named_prompts, heads, ("a", "end", "other"))
     pattern = record(network, named_prompts.clean, ("pattern",)).pattern
-    a, b, end = (named_prompts.positions[name] for name in ("a", "b", "end"))
-    row = torch.arange(4)
-    torch.testing.assert_close(found[0, 0], pattern[0][row, 1, b, a].mean())
-    torch.testing.assert_close(found[1, 0], pattern[2][row, 3, end, a].mean())
-    torch.testing.assert_close(found[1, 1], pattern[2][row, 3, end, end].mean())
+    slow = torch.zeros(3, 3)
+    for row in range(4):
+        names = {name: int(index[row]) for name, index in named_prompts.positions.items()}
+        other = [at for at in range(names["end"] + 1) if at not in names.values()]
+        stands = ([names["b"]], [names["end"]], other)
+        reads = ([names["a"]], [names["end"]], other)
+        first = int((named_prompts.clean[row] != named_prompts.counterfactual[row]).int().argmax())
+        for h, node in enumerate(heads):
+            for column, keys in enumerate(reads):
+                keys = [at for at in keys if at >= first]
+                shares = [pattern[node.layer][row, node.head, query, keys].sum() for query in stands[h]]
+                slow[h, column] += torch.stack(shares).mean() / 4
+    torch.testing.assert_close(found, slow)
 
 
 def test_nothing_to_find_is_one_clear_line(llama: Network, many_prompts: PromptSet):

@@ -33,12 +33,12 @@ from torch import Tensor
 from neuroplast.behaviour import measure_behaviour
 from neuroplast.circuits.circuit import SIGN, Circuit, Shape
 from neuroplast.components import Edge, Node
-from neuroplast.errors import InputError, NothingFoundError, unknown_name
+from neuroplast.errors import InputError, NothingFoundError, StorageError, unknown_name
 from neuroplast.interventions.chunks import Chunk, Progress, Size, in_prompt_chunks
 from neuroplast.interventions.effects import Effects
 from neuroplast.interventions.pairs import Pairs, recorded_bytes
 from neuroplast.interventions.path_patching import patch_paths
-from neuroplast.interventions.selection import require_prompts
+from neuroplast.interventions.selection import OTHER, position_mask, require_prompts
 from neuroplast.models.network import Network
 from neuroplast.models.replay import record
 from neuroplast.statistics import RESAMPLES, bootstrap_weights, interval
@@ -59,8 +59,8 @@ class PathSettings:
     attention: float = 0.1
     """Keys and values are read where a head attends with at least this much of its attention, on average."""
     positions: tuple[str, ...] = ()
-    """Where heads are looked for; empty takes the positions that the prompts name, or all at once where they name
-    only `end`."""
+    """Where heads are looked for; empty takes the positions that the prompts name and, together, all `other` ones;
+    or all at once, where only `end` is named."""
     backups: bool = True
     """Whether step 4 is done."""
     screen: bool = True
@@ -194,11 +194,11 @@ class _Search:
     ) -> None:
         self.model, self.prompts, self.settings = model, prompts, settings
         self.memory, self.parts, self.progress, self.say = memory, parts, progress, say
-        named = tuple(prompts.positions)
+        named = (*prompts.positions, OTHER)
         for name in settings.positions:
             if name not in named:
                 raise unknown_name("position", name, named)
-        chosen = settings.positions or (named if len(named) > 1 else ())
+        chosen = settings.positions or (named if len(prompts.positions) > 1 else ())
         self.positions: tuple[str, ...] = chosen
         self.weights = bootstrap_weights(len(prompts), settings.seed, settings.resamples)
         self.screens = [each for each in SCREENS if settings.screen and 2 * each[0] <= len(prompts)]
@@ -356,7 +356,10 @@ class _Search:
                 str(index): each.effects for index, each in enumerate(found)
             }
 
-        kept = self.parts.made(f"{len(self.steps):02} {name}", measure)
+        part = f"{len(self.steps):02} {name}"
+        kept = self.parts.made(part, measure)
+        if [tuple(kept[str(i)].shape) for i in range(len(paths))] != [(len(s), len(rows)) for s, _ in paths]:
+            raise StorageError(f"the part {part!r} that was kept is of another discovery; remove parts/ and run again")
         return [
             Effects("path", tuple((n,) for n in s), tuple(r), kept[str(i)], kept["clean"], kept["counterfactual"])
             for i, (s, r) in enumerate(paths)
@@ -446,7 +449,10 @@ def attention_to(
     positions: Sequence[str],
     memory: str | int | None = None,
 ) -> Float[Tensor, "head position"]:
-    """How much heads attend from where they stand to named positions: mean over the clean prompts.
+    """How much heads attend from where they stand to positions where the prompts can differ from the counterfactuals.
+
+    The mean over the clean prompts and, of a head at several positions, over those. Tokens before the first that
+    differs get none: nothing can be patched there.
 
     Args:
         model: the model.
@@ -460,14 +466,13 @@ def attention_to(
 
     def work(chunk: Chunk, _: int, tick: Callable[[], None]) -> None:
         patterns = record(model, chunk.prompts.clean, ("pattern",), until=until).pattern
-        names = chunk.prompts.positions
-        row = torch.arange(len(chunk.rows), device=model.device)
+        masks = [chunk.where(name) for name in positions]
         seen = torch.zeros_like(total)
         for number, node in enumerate(heads):
-            mine = patterns[node.layer or 0][row, node.head, names[node.position or "end"]]
-            for column, name in enumerate(positions):
-                # A position that two names share counts for both.
-                seen[number, column] = float(mine[row, names[name]].float().sum())
+            here = position_mask(chunk.prompts, node.position).float()
+            mine = patterns[node.layer or 0][:, node.head].float()
+            mine = torch.einsum("pq,pqk->pk", here / here.sum(dim=1, keepdim=True), mine)
+            seen[number] = torch.stack([(mine * mask).sum() for mask in masks])
         total.add_(seen)
 
     size = Size(recorded_bytes(model, prompts.width, [("pattern", "residual")]), 1, 1)

@@ -1,8 +1,8 @@
 """From words to what is patched: `heads@s2, m3, a0.h1+a0.h2@end` for one model and one set of prompts.
 
 A list is parted by commas. An item is a node (`a23.h3@end`), a word for many nodes, or several nodes joined by `+`,
-which are patched together. Behind `@` stands a named position of the task, a token index, or `each` for every
-named position in turn; without it, all positions are patched at once.
+which are patched together. Behind `@` stands a named position of the task, a token index, `other` for all positions
+that have no name, or `each` for every named position in turn; without it, all positions are patched at once.
 """
 
 from collections.abc import Iterable, Sequence
@@ -24,6 +24,8 @@ Selection = str | Node | Iterable["str | Node | Sequence[str | Node]"]
 """Words, nodes or groups, as a user gives them."""
 
 EACH = "each"
+OTHER = "other"
+"""All positions up to END that have no name, at once."""
 NAMES = ("input", "logits")
 EXAMPLE = "names such as a3.h1"
 SENDER_WORDS = ("heads", "mlps", "input", "all")
@@ -89,7 +91,7 @@ def position_mask(prompts: PromptSet, position: str | None) -> Bool[Tensor, "pro
 
     Args:
         prompts: the prompts.
-        position: a named position, a token index, or None for all of them.
+        position: a named position, a token index, `other` for all without a name, or None for all.
 
     Raises:
         InputError: when the prompts have no such position.
@@ -100,11 +102,14 @@ def position_mask(prompts: PromptSet, position: str | None) -> Bool[Tensor, "pro
         return index <= end
     if position in prompts.positions:
         return index == prompts.positions[position][:, None]
+    if position == OTHER:
+        named = torch.stack([index == place[:, None] for place in prompts.positions.values()]).any(dim=0)
+        return (index <= end) & ~named
     if position.isdecimal() and len(position) < 9:
         if int(position) > int(end.min()):
             raise InputError(f"position {position}: the shortest prompt has tokens 0 to {int(end.min())} only")
         return (index == int(position)).expand(len(prompts), -1).clone()
-    raise unknown_name("position", position, [*prompts.positions, EACH])
+    raise unknown_name("position", position, [*prompts.positions, OTHER, EACH])
 
 
 def require_prompts(prompts: PromptSet) -> None:

@@ -22,6 +22,9 @@ from neuroplast.storage import load_jsonl, write_jsonl
 _MARK = re.compile(r"[^\s,@+]+(\+\d+)?")
 """Names of positions that a selection can spell: `s2`, `s1+1`."""
 
+RESERVED = ("each", "other")
+"""What a selection says for every named position, and for all that have no name."""
+
 ANCHOR = "to"
 """A text that a continuation is encoded after."""
 
@@ -63,10 +66,10 @@ class Record:
         if "end" in self.marks:
             raise InputError("mark 'end' is the prompt's last token and set by itself: leave it out")
         for name, offset in self.marks.items():
-            if name == "each" or name.isdecimal() or not _MARK.fullmatch(name):
+            if name in RESERVED or name.isdecimal() or not _MARK.fullmatch(name):
                 raise InputError(
                     f"mark {name[:40]!r} cannot be named in a selection; expected a name such as s2 or s1+1, "
-                    "not a number, not 'each', and no comma, space or @"
+                    "not a number, not 'each' or 'other', and no comma, space or @"
                 )
             if not 0 <= offset < len(self.clean):
                 raise InputError(f"mark {name!r} at {shown(offset)} lies outside the prompt {self.clean!r}")
