@@ -35,7 +35,6 @@ from neuroplast.circuits.circuit import SIGN, Circuit, Shape
 from neuroplast.components import Edge, Node
 from neuroplast.errors import InputError, NothingFoundError, StorageError, unknown_name
 from neuroplast.interventions.chunks import Chunk, Progress, Size, in_prompt_chunks
-from neuroplast.interventions.effects import Effects
 from neuroplast.interventions.pairs import Pairs, recorded_bytes
 from neuroplast.interventions.path_patching import patch_paths
 from neuroplast.interventions.selection import OTHER, position_mask, require_prompts
@@ -282,7 +281,7 @@ class _Search:
             if not left:
                 return (), np.zeros((0, len(self.prompts)))
             title = name if errors is None else f"{name}, first {until}"
-            found = self._patch(title, [(left, receivers)], rows[done:until], knocked_out)[0].effects
+            found = self._patch(title, left, receivers, rows[done:until], knocked_out)[0]
             effects, done = torch.cat([effects, found], dim=1), until
             if errors is not None:
                 bound = effects.mean(dim=1).abs() + errors * effects.std(dim=1) / until**0.5
@@ -303,23 +302,20 @@ class _Search:
         """The effect of each found sender on each single receiver after it."""
         if len(receivers) == 1:
             return {Edge(node, receivers[0]): effects[senders.index(node)] for node in found}
-        paths = [
-            (reaching, (receiver,))
-            for receiver in receivers
-            if (reaching := tuple(node for node in found if node.depth < receiver.depth))
-        ]
-        if not paths:
+        if not found:
             return {}
         rows, done = torch.arange(len(self.prompts)), 0
-        measured: list[list[Effects]] = []
+        measured: list[list[Tensor]] = []
         # In the same parts as the senders were, because their runs are at hand.
         for until in (*(until for until, _ in self.screens), len(rows)):
-            measured.append(self._patch(f"{name}, edges {done}", paths, rows[done:until], knocked_out))
+            part = f"{name}, edges {done}"
+            measured.append(self._patch(part, found, receivers, rows[done:until], knocked_out, apart=True))
             done = until
         return {
-            Edge(sender, receiver): torch.cat([each[index].effects[row] for each in measured]).double().numpy()
-            for index, (reaching, (receiver,)) in enumerate(paths)
-            for row, sender in enumerate(reaching)
+            Edge(sender, receiver): torch.cat([each[index][row] for each in measured]).double().numpy()
+            for index, receiver in enumerate(receivers)
+            for row, sender in enumerate(found)
+            if sender.depth < receiver.depth
         }
 
     def _choose_edges(self, edges: Mapping[Edge, np.ndarray], found: Sequence[Node], together: int) -> tuple[Edge, ...]:
@@ -337,33 +333,34 @@ class _Search:
     def _patch(
         self,
         name: str,
-        paths: Sequence[tuple[Sequence[Node], Sequence[Node]]],
+        senders: Sequence[Node],
+        receivers: Sequence[Node],
         rows: Tensor,
         knocked_out: Sequence[Node],
-    ) -> list[Effects]:
+        apart: bool = False,
+    ) -> list[Float[Tensor, "sender prompt"]]:
+        """Effects on some prompts, of the receivers together or of each apart."""
+
         def measure() -> dict[str, Tensor]:
             found = patch_paths(
                 self.model,
                 self.prompts.pick(rows),
-                paths,
+                [(senders, receivers)],
                 knocked_out=knocked_out,
                 reference=self.prompts,
+                apart=apart,
                 pairs=self.pairs,
                 memory=self.memory,
                 progress=self._progress(name),
             )
-            return {"clean": found[0].clean, "counterfactual": found[0].counterfactual} | {
-                str(index): each.effects for index, each in enumerate(found)
-            }
+            return {str(number): each.effects for number, each in enumerate(found)}
 
         part = f"{len(self.steps):02} {name}"
         kept = self.parts.made(part, measure)
-        if [tuple(kept[str(i)].shape) for i in range(len(paths))] != [(len(s), len(rows)) for s, _ in paths]:
+        expected = {str(number): (len(senders), len(rows)) for number in range(len(receivers) if apart else 1)}
+        if {number: tuple(effects.shape) for number, effects in kept.items()} != expected:
             raise StorageError(f"the part {part!r} that was kept is of another discovery; remove parts/ and run again")
-        return [
-            Effects("path", tuple((n,) for n in s), tuple(r), kept[str(i)], kept["clean"], kept["counterfactual"])
-            for i, (s, r) in enumerate(paths)
-        ]
+        return [kept[number] for number in expected]
 
     def _progress(self, name: str) -> Progress | None:
         if (told := self.progress) is None:

@@ -90,6 +90,7 @@ def patch_paths(
     mlps: str = "live",
     knocked_out: Selection = (),
     reference: PromptSet | None = None,
+    apart: bool = False,
     pairs: Pairs | None = None,
     memory: str | int | None = None,
     progress: Progress | None = None,
@@ -103,12 +104,13 @@ def patch_paths(
         mlps: as there; likewise `knocked_out`, `memory` and `progress`.
         knocked_out: heads that are knocked out underneath.
         reference: prompts over which knocked-out heads are averaged; None takes `prompts`.
+        apart: set each of the receivers alone, not all together; what senders change on the way is computed once.
         pairs: runs to share with other calls on the same prompts, from heads, with nothing knocked out.
         memory: bound on the process's memory.
         progress: called with (steps done, steps in all).
 
     Returns:
-        Effects with shape (sender, prompt), one for each pair.
+        Effects with shape (sender, prompt), one for each pair, or one for each receiver of each pair.
 
     Raises:
         InputError: as `path_patch`.
@@ -123,7 +125,11 @@ def patch_paths(
         model.require_mlps()
     knockout = build_knockout(model, prompts, knocked_out, reference=reference, memory=memory)
     places = places_for([targets for _, targets in chosen], [group for groups, _ in chosen for group in groups], mlps)
-    effects = [torch.zeros(len(groups), len(prompts)) for groups, _ in chosen]
+    rows = [
+        (groups, each, torch.zeros(len(groups), len(prompts)))
+        for groups, targets in chosen
+        for each in ([(node,) for node in targets] if apart else [targets])
+    ]
     clean, counterfactual = torch.zeros(len(prompts)), torch.zeros(len(prompts))
 
     def work(chunk: Chunk, copies: int, tick: Callable[[], None]) -> None:
@@ -131,11 +137,14 @@ def patch_paths(
         shares = pairs is not None and not edits and places[0] <= pairs.PLACES[0] and places[1] <= pairs.PLACES[1]
         pair = pairs.of(chunk) if pairs is not None and shares else Pair(model, chunk, *places, edits=edits)
         clean[chunk.rows], counterfactual[chunk.rows] = pair.clean.cpu(), pair.counterfactual.cpu()
-        for (groups, targets), measured in zip(chosen, effects, strict=True):
+        number = 0
+        for groups, targets in chosen:
             for first in range(0, len(groups), copies):
                 part = groups[first : first + copies]
-                found = PathPatch(pair, part, targets, mlps, edits, tick).effects()
-                measured[first : first + len(part), chunk.rows] = found.T.cpu()
+                patch = PathPatch(pair, part, targets, mlps, edits, tick)
+                for offset, found in enumerate(patch.effects_apart() if apart else [patch.effects()]):
+                    rows[number + offset][2][first : first + len(part), chunk.rows] = found.T.cpu()
+            number += len(targets) if apart else 1
 
     sizes = [size_of_paths(model, prompts, targets, places, len(groups)) for groups, targets in chosen]
     size = max(sizes, key=lambda each: each.copies * each.copy)
@@ -143,7 +152,7 @@ def patch_paths(
     in_prompt_chunks(model, prompts, size, work, steps, memory=memory, progress=progress)
     return [
         Effects("path", groups, targets, each, clean, counterfactual, mlps=mlps, knocked_out=knockout.heads)
-        for (groups, targets), each in zip(chosen, effects, strict=True)
+        for groups, targets, each in rows
     ]
 
 
@@ -224,17 +233,30 @@ class PathPatch:
 
     @torch.no_grad()
     def effects(self) -> Float[Tensor, "prompt sender"]:
-        """LD(patched) - LD(clean)."""
-        effects = torch.zeros(len(self._columns), self._n_senders, device=self._columns.device)
+        """LD(patched) - LD(clean), the receivers set together."""
         if not self._sends:
-            return effects
+            return self._differences([])
         walk = self._walk_live if self._mlps == "live" else self._walk_direct
         if self._to_logits:
-            blocks = walk({})
-        else:
-            read = {node: self._recorded(node)[:, None].repeat(1, self._n_senders, 1, 1) for node in self._receivers}
-            walk(read)
-            blocks = self._walk_free(read)
+            return self._differences(walk({}))
+        return self._differences(self._walk_free(self._read(walk)))
+
+    @torch.no_grad()
+    def effects_apart(self) -> list[Float[Tensor, "prompt sender"]]:
+        """The same for each receiver alone: step C runs once, step D once for each."""
+        if not self._sends or self._to_logits:
+            return [self.effects()] * len(self._receivers)
+        read = self._read(self._walk_live if self._mlps == "live" else self._walk_direct)
+        return [self._differences(self._walk_free({node: read[node]})) for node in self._receivers]
+
+    def _read(self, walk: Callable[[dict[Node, Tensor]], list[Copies]]) -> dict[Node, Tensor]:
+        """What the receivers read when each sender is patched."""
+        read = {node: self._recorded(node)[:, None].repeat(1, self._n_senders, 1, 1) for node in self._receivers}
+        walk(read)
+        return read
+
+    def _differences(self, blocks: Iterable[Copies]) -> Float[Tensor, "prompt sender"]:
+        effects = torch.zeros(len(self._columns), self._n_senders, device=self._columns.device)
         for block in blocks:
             effects[:, block.members] = self._pair.difference(block.residual[:, :, -1]) - self._pair.unpatched[:, None]
         return effects
