@@ -21,6 +21,8 @@ app = typer.Typer(
 )
 INTERRUPTED = 130
 """What typer returns where a key interrupted a command."""
+CIRCUIT_ROWS = 40
+"""Most nodes that are printed."""
 STOPPED = "interrupted; the same command goes on from what is saved"
 
 # click's base of everything wrong with a command line, wherever this typer keeps its click
@@ -33,6 +35,7 @@ Model = Annotated[str, typer.Option(help="tiny, smollm2-135m, a hub id such as g
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout, nothing else.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress on stderr.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")]
+Dtype = Annotated[str, typer.Option(help="float32 or bfloat16.")]
 
 
 def main() -> None:
@@ -152,7 +155,7 @@ def patch(
     steps: Annotated[int | None, typer.Option(help="eap-ig, ceap: points on the way.")] = None,
     memory: Annotated[str | None, typer.Option(help="Most memory to use, such as 4GiB; default: what is free.")] = None,
     device: Device = "cpu",
-    dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
+    dtype: Dtype = "float32",
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -195,8 +198,117 @@ def patch(
         style="dim",
         markup=False,
     )
-    for name, path in summary["files"].items():
-        stdout.print(f"{name:<11}  {path}", soft_wrap=True, markup=False)
+    _print_files(summary["files"])
+
+
+@app.command()
+def discover(
+    out: Annotated[Path, typer.Option(help="Folder for the circuit; the same command continues an interrupted run.")],
+    method: Annotated[
+        str, typer.Option(help="path (heads at positions), or edges: eap, eap-ig, ceap, exact.")
+    ] = "path",
+    model: Model = "tiny",
+    task: Annotated[str, typer.Option(help="The task; see `neuroplast tasks`.")] = "ioi",
+    prompts: Annotated[str | None, typer.Option(help="JSONL of your own prompts instead of the task's.")] = None,
+    n_prompts: Annotated[int | None, typer.Option(help="Prompts of the task; default 128.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of the task's prompts; default 0.")] = None,
+    counterfactual: Annotated[str | None, typer.Option(help="Default: the task's first.")] = None,
+    threshold: Annotated[float | None, typer.Option(help="Least effect as a share of LD; path: default 0.02.")] = None,
+    attention: Annotated[float | None, typer.Option(help="path: read k and v where a head attends this much.")] = None,
+    positions: Annotated[str | None, typer.Option(help="path: named positions to look at, such as s2,end.")] = None,
+    backups: Annotated[
+        bool | None, typer.Option("--backups/--no-backups", help="path: look again with the movers knocked out.")
+    ] = None,
+    select: Annotated[str | None, typer.Option(help="edges: top-n, threshold or greedy.")] = None,
+    n_edges: Annotated[int | None, typer.Option(help="edges: how many.")] = None,
+    steps: Annotated[int | None, typer.Option(help="eap-ig, ceap: points on the way.")] = None,
+    prune: Annotated[float | None, typer.Option(help="edges: then drop those that change LD by less, exactly.")] = None,
+    memory: Annotated[str | None, typer.Option(help="Most memory to use, such as 4GiB; default: what is free.")] = None,
+    device: Device = "cpu",
+    dtype: Dtype = "float32",
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Find the circuit that does a task, and name what its heads do."""
+    from neuroplast.discovery import DiscoverConfig, run_discover
+    from neuroplast.progress import Progress
+
+    config = DiscoverConfig(
+        method=method,
+        model=model,
+        task=task,
+        prompts=prompts,
+        n_prompts=n_prompts,
+        seed=seed,
+        counterfactual=counterfactual,
+        threshold=threshold,
+        attention=attention,
+        positions=positions,
+        backups=backups,
+        select=select,
+        n=n_edges,
+        steps=steps,
+        prune=prune,
+        device=device,
+        dtype=dtype,  # pyright: ignore[reportArgumentType] - checked there
+    )
+    with Progress(stderr, quiet or as_json) as progress:
+        summary = run_discover(config, out, progress, memory=memory)
+    if as_json:
+        return _print_json(summary)
+    _print_circuit(summary)
+    _print_files(summary["files"])
+
+
+@app.command()
+def evaluate(
+    circuit: Annotated[str, typer.Argument(help="The circuit's JSON: ours, or of EAP-IG or MIB.")],
+    out: Annotated[Path, typer.Option(help="Folder for the results; the same command continues an interrupted run.")],
+    model: Model = "tiny",
+    task: Annotated[str, typer.Option(help="The task; see `neuroplast tasks`.")] = "ioi",
+    prompts: Annotated[str | None, typer.Option(help="JSONL of your own prompts instead of the task's.")] = None,
+    n_prompts: Annotated[int | None, typer.Option(help="Prompts of the task; default 128.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of the task's prompts; default 0.")] = None,
+    counterfactual: Annotated[str | None, typer.Option(help="Default: the task's first.")] = None,
+    ablation: Annotated[
+        str, typer.Option(help="mean-by-position, mean, zero, resample or counterfactual.")
+    ] = "mean-by-position",
+    n_reference: Annotated[int, typer.Option(help="Prompts that means are taken over; they are not measured.")] = 480,
+    n_random: Annotated[int, typer.Option(help="Matched random circuits.")] = 100,
+    n_subsets: Annotated[int, typer.Option(help="Random sets K for completeness.")] = 20,
+    greedy_steps: Annotated[int, typer.Option(help="Nodes that the greedy set K takes at most.")] = 10,
+    memory: Annotated[str | None, typer.Option(help="Most memory to use, such as 4GiB; default: what is free.")] = None,
+    device: Device = "cpu",
+    dtype: Dtype = "float32",
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Judge a circuit: faithfulness, completeness, minimality, against random circuits of the same shape."""
+    from neuroplast.evaluation import EvaluateConfig, run_evaluate
+    from neuroplast.progress import Progress
+
+    config = EvaluateConfig(
+        circuit=circuit,
+        model=model,
+        task=task,
+        prompts=prompts,
+        n_prompts=n_prompts,
+        seed=seed,
+        counterfactual=counterfactual,
+        ablation=ablation,
+        n_reference=n_reference,
+        n_random=n_random,
+        n_subsets=n_subsets,
+        greedy_steps=greedy_steps,
+        device=device,
+        dtype=dtype,  # pyright: ignore[reportArgumentType] - checked there
+    )
+    with Progress(stderr, quiet or as_json) as progress:
+        document = run_evaluate(config, out, progress, memory=memory)
+    if as_json:
+        return _print_json(document)
+    _print_criteria(document)
+    _print_files(document["files"])
 
 
 @app.command()
@@ -285,6 +397,57 @@ def _print_story(summary: dict[str, Any]) -> None:
         "recovery took.",
         style="dim",
     )
+
+
+def _print_circuit(summary: dict[str, Any]) -> None:
+    table = _table("node", "score", "role", "because")
+    heads = sorted(summary["nodes"], key=lambda row: -abs(row["score"] or 0.0))
+    for row in heads[:CIRCUIT_ROWS]:
+        score = "–" if row["score"] is None else f"{row['score']:+.3f}"
+        table.add_row(row["node"], score, row["role"] or "–", escape(row["why"] or ""))
+    stdout.print(table)
+    circuit = summary["circuit"]
+    shares = ", ".join(
+        f"{count} {level} ({circuit['sparsity'][level]:.2%} of {circuit['of'][level]})"
+        for level, count in (
+            ("heads", circuit["n_heads"]),
+            ("nodes", circuit["n_nodes"]),
+            ("edges", circuit["n_edges"]),
+        )
+    )
+    left_out = f"the {CIRCUIT_ROWS} largest of {len(heads)} are shown. " if len(heads) > CIRCUIT_ROWS else ""
+    stdout.print(
+        f"{left_out}{shares}; {summary['n_prompts']} prompts. A score is a change of LD when the head is patched; "
+        "negative: it helps the task.",
+        style="dim",
+        markup=False,
+    )
+    if (stability := summary["stability"]) and stability["nodes_jaccard"]["mean"] is not None:
+        found = stability["nodes_jaccard"]
+        stdout.print(
+            f"stability: mean pairwise Jaccard {_with_interval(found['mean'], found['spread'])} of the nodes over "
+            f"{stability['resamples']} resamples of the prompts",
+            style="dim",
+            markup=False,
+        )
+
+
+def _print_criteria(document: dict[str, Any]) -> None:
+    from neuroplast.report.evaluation import criteria_rows
+
+    table = _table("criterion", "value [95 %]", "what")
+    for name, value, low, high, note in criteria_rows(document)[1:]:
+        shown = "null" if value is None else _with_interval(value, [low, high] if low is not None else None, ".3f")
+        table.add_row(escape(name), shown, escape(note or ""))
+    stdout.print(table)
+    for line in (*document["warnings"], document["methodology"]):
+        stdout.print(line, style="dim", markup=False)
+
+
+def _print_files(files: dict[str, str]) -> None:
+    width = max(map(len, files))
+    for name, path in files.items():
+        stdout.print(f"{name:<{width}}  {path}", soft_wrap=True, markup=False)
 
 
 def _with_interval(value: float | None, ci95: list[float] | None, form: str = ".2f") -> str:

@@ -15,7 +15,7 @@ from neuroplast.tasks import build_prompt_set, load_records, load_task
 from neuroplast.tasks.prompts import PromptSet
 
 MOST_PROMPTS = 1_000_000
-FLAGS = {"senders": "from", "receivers": "to", "knocked_out": "knock-out"}
+FLAGS = {"senders": "from", "receivers": "to", "knocked_out": "knock-out", "n": "n-edges"}
 """Settings that the command line calls by another name."""
 
 

@@ -9,10 +9,12 @@ Scores are signed: LD(patched) - LD(clean), so a negative one says that the part
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from neuroplast.components import Edge, Node
-from neuroplast.errors import InputError
+from neuroplast.errors import InputError, unknown_name
+
+Part = TypeVar("Part", Node, Edge)
 
 SIGN = "LD(patched) - LD(clean), in logits; negative: it helps the task"
 
@@ -106,6 +108,9 @@ class Circuit:
             )
         if wrong := next((node for node in self.nodes if node.channel or node.kind in ("attention", "residual")), None):
             raise InputError(f"{wrong} cannot be a circuit's node; expected input, a head, an MLP or logits")
+        both = [*(self.nodes.keys() & self.outside_nodes.keys()), *(self.edges.keys() & self.outside.keys())]
+        if both:
+            raise InputError(f"{min(map(str, both))} cannot both belong to a circuit and lie outside of it")
         object.__setattr__(self, "nodes", {node: self.nodes[node] for node in sorted(self.nodes, key=order_of)})
 
     @property
@@ -114,7 +119,12 @@ class Circuit:
         return tuple(node for node in self.nodes if node.kind == "head")
 
     def members(self, level: Level) -> frozenset[Node] | frozenset[Edge]:
-        """What belongs to it: heads without positions, heads with them, or edges without positions."""
+        """What belongs to it: heads without positions, heads with them, or edges without positions.
+
+        Raises:
+            InputError: for another level.
+        """
+        _require_level(level)
         if level == "nodes":
             return frozenset(self.heads)
         if level == "heads":
@@ -124,12 +134,17 @@ class Circuit:
     def universe(self, level: Level) -> int:
         """How many such things the whole model has: the denominator of sparsity.
 
-        Nodes are counted at the named positions, or once where there are none.
+        Nodes are counted at the named positions and where the circuit's own heads stand, or once where there are none.
+
+        Raises:
+            InputError: for another level.
         """
+        _require_level(level)
         if level == "edges":
             return self.shape.n_edges
         heads = self.shape.n_layers * self.shape.n_heads
-        return heads * (max(1, len(self.positions)) if level == "nodes" else 1)
+        places = {*self.positions, *(node.position for node in self.heads if node.position)}
+        return heads * (max(1, len(places)) if level == "nodes" else 1)
 
     def sparsity(self, level: Level = "nodes") -> float:
         """Share of the model's heads, nodes or edges that belong to it."""
@@ -151,15 +166,17 @@ class Circuit:
             InputError: when the two models have different parts.
         """
         self._require_same(other)
-        edges = {**other.edges, **self.edges}
+        nodes, edges = _joined(self.nodes, other.nodes), _joined(self.edges, other.edges)
+        outside, outside_nodes = {**other.outside, **self.outside}, {**other.outside_nodes, **self.outside_nodes}
         return Circuit(
             self.shape,
-            {**other.nodes, **self.nodes},
+            nodes,
             edges,
-            {edge: score for edge, score in {**other.outside, **self.outside}.items() if edge not in edges},
+            {edge: score for edge, score in outside.items() if edge not in edges},
             {**other.roles, **self.roles},
             tuple(dict.fromkeys((*self.positions, *other.positions))),
             {"union of": [dict(self.provenance), dict(other.provenance)]},
+            {node: score for node, score in outside_nodes.items() if node not in nodes},
         )
 
     def intersection(self, other: "Circuit") -> "Circuit":
@@ -170,15 +187,18 @@ class Circuit:
         """
         self._require_same(other)
         kept = self.keep(node for node in self.nodes if node in other.nodes)
+        edges = {edge: score for edge, score in kept.edges.items() if edge in other.edges}
         return replace(
             kept,
-            edges={edge: score for edge, score in kept.edges.items() if edge in other.edges},
+            edges=edges,
+            outside={**kept.outside, **_scored(kept.edges, without=edges)},
             provenance={"intersection of": [dict(self.provenance), dict(other.provenance)]},
         )
 
     def keep(self, nodes: Iterable[Node]) -> "Circuit":
-        """Only some of its nodes, and the edges that are left between them."""
-        kept = set(nodes)
+        """Only some of its nodes, and the edges that are left between them; the scores of the rest go outside."""
+        chosen = set(nodes)
+        kept = {node: score for node, score in self.nodes.items() if node in chosen}
         parts = {node.at(None) for node in kept}
         edges = {
             edge: score
@@ -187,9 +207,11 @@ class Circuit:
         }
         return replace(
             self,
-            nodes={node: score for node, score in self.nodes.items() if node in kept},
+            nodes=kept,
             edges=edges,
+            outside={**self.outside, **_scored(self.edges, without=edges)},
             roles={node: role for node, role in self.roles.items() if node in kept},
+            outside_nodes={**self.outside_nodes, **_scored(self.nodes, without=kept)},
         )
 
     def with_role(self, name: str) -> tuple[Node, ...]:
@@ -207,13 +229,29 @@ class Circuit:
             )
 
 
-def _is_left(end: Node, kept: set[Node], parts: set[Node]) -> bool:
+def _require_level(level: str) -> None:
+    if level not in LEVELS:
+        raise unknown_name("level", level, LEVELS)
+
+
+def _joined(mine: Mapping[Part, float | None], theirs: Mapping[Part, float | None]) -> dict[Part, float | None]:
+    """Both, with my score where I have one."""
+    return {**theirs, **{part: theirs.get(part) if score is None else score for part, score in mine.items()}}
+
+
+def _scored(scores: Mapping[Part, float | None], without: Mapping[Part, Any]) -> dict[Part, float]:
+    """Those that have a score and are not in `without`."""
+    return {part: score for part, score in scores.items() if score is not None and part not in without}
+
+
+def _is_left(end: Node, kept: Mapping[Node, Any], parts: set[Node]) -> bool:
     """Whether one end of an edge is still there; `input` and `logits` always are."""
     if end.kind in ("input", "logits"):
         return True
     # What a head reads may stand elsewhere than the head, so its position says nothing of the head.
-    anywhere = end.channel is not None or end.position is None
-    return replace(end, channel=None, position=None) in parts if anywhere else end in kept
+    if end.channel is not None or end.position is None:
+        return replace(end, channel=None, position=None) in parts
+    return end in kept or end.at(None) in kept
 
 
 def jaccard(first: Iterable[Any], second: Iterable[Any]) -> float | None:

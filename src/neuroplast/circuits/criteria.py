@@ -161,12 +161,15 @@ class Criteria:
         return self.needs[0].score if self.needs else Estimate(None, None, "the circuit has no heads")
 
     @property
+    def level(self) -> float:
+        """What random circuits are held against, in their unit: F(C) ÷ F(M), or F(C) where that is undefined."""
+        value = self.faithfulness.value if self.faithfulness.value is not None else self.circuit.value
+        return float("nan") if value is None else value
+
+    @property
     def random_above(self) -> float | None:
         """Share of random circuits that do as well as the circuit or better, by (1 + number) ÷ (1 + draws)."""
-        mine = self.faithfulness.value if self.faithfulness.value is not None else self.circuit.value
-        if not len(self.random) or mine is None:
-            return None
-        return float(1 + (self.random >= mine).sum()) / (1 + len(self.random))
+        return float(1 + (self.random >= self.level).sum()) / (1 + len(self.random)) if len(self.random) else None
 
 
 def measure_criteria(

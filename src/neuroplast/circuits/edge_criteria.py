@@ -43,6 +43,8 @@ FRACTIONS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 Rank = Literal["size", "helping"]
 RANKS: tuple[Rank, ...] = get_args(Rank)
 SELECTIONS = ("top-n", "greedy")
+ROUNDED = 1e-4
+"""A difference of LD that rounding can make."""
 RANKINGS = 3
 """Random rankings of the control."""
 
@@ -231,7 +233,7 @@ class _Curve:
         empty, whole, circuits = found[0], found[1], found[2:].reshape(len(rankings), len(within), -1)
         span = estimate_mean(self.weights, whole - empty)
         why = None
-        if span.value is None or span.ci95 is None or span.ci95[0] <= 0 <= span.ci95[1]:
+        if span.value is None or span.ci95 is None or (span.ci95[0] <= ROUNDED and span.ci95[1] >= -ROUNDED):
             why = f"m(M) - m(∅) is {_shown(span)}, not apart from 0: the counterfactuals take nothing away"
 
         def shares(weights: Weights) -> Float[np.ndarray, "some ranking fraction"]:

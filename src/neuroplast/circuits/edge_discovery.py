@@ -369,31 +369,28 @@ def _from_the_logits(graph: EdgeGraph) -> Iterator[tuple[str, range]]:
 
 def _prune_destination(run: CircuitRun, column: int, rows: Sequence[int], least: float) -> int:
     """Decides on the edges into one destination in turn; gives how many were removed."""
-    left, removed, at_once = list(rows), 0, 4
-    expected = True
+    left, removed, at_once, expected = list(rows), 0, 4, True
+    kept, before = run.kept, float(run.difference.mean(dtype=torch.float64))
     while left:
-        tried = left[:at_once]
         masks: list[Tensor] = []
-        for row in tried:
+        for row in left[:at_once]:
             # Each without the edges before it too, or with them, as they are expected to go or to stay.
-            mask = (masks[-1] if expected and masks else run.kept).clone()
-            mask[row, column] = False
-            masks.append(mask)
-        before = float(run.difference.mean(dtype=torch.float64))
-        after: Tensor | None = None
+            masks.append((masks[-1] if expected and masks else kept).clone())
+            masks[-1][row, column] = False
+        values = run.variants(masks).mean(dim=1, dtype=torch.float64).tolist()
         decided, goes = 0, expected
-        for mask, value in zip(masks, run.variants(masks).mean(dim=1, dtype=torch.float64).tolist(), strict=True):
+        for mask, value in zip(masks, values, strict=True):
             goes = abs(value - before) < least
             decided += 1
             if goes:
-                removed, after, before = removed + 1, mask, value
+                removed, kept, before = removed + 1, mask, value
             if goes != expected:
                 break
-        if after is not None:
-            run.become(after)
         left = left[decided:]
-        at_once = min(2 * at_once, VARIANTS) if decided == len(tried) else max(2, at_once // 2)
+        at_once = min(2 * at_once, VARIANTS) if goes == expected else max(2, at_once // 2)
         expected = goes
+    if removed:
+        run.become(kept)
     return removed
 
 

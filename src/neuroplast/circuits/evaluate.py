@@ -45,8 +45,8 @@ class Evaluation:
         value = found.faithfulness.value
         if value is not None and value > 1:
             said.append(f"F(C)/F(M) is {value:.2f}, above 1: the circuit leaves out what works against it")
-        if found.random_above is not None and found.random_above > 0.05:
-            said.append(f"random circuits of the same shape do as well in {found.random_above:.0%} of the draws")
+        if (above := int((found.random >= found.level).sum())) > 0:
+            said.append(f"{above} of {len(found.random)} random circuits of the same shape do as well or better")
         if failing := [need for need in found.needs if need.score.value is not None and need.score.value < PASSES]:
             said.append(f"{len(failing)} of {len(found.needs)} nodes change F by less than 1 % of F(M), given K")
         return said

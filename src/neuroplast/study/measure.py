@@ -14,9 +14,10 @@ from neuroplast.models.network import Network
 from neuroplast.plasticity import Restoration, Sample, restoration, similarity
 from neuroplast.statistics import Estimate, Weights, estimate_mean, interval
 from neuroplast.storage import load_tensors, write_tensors
+from neuroplast.study.circuits import Circuits, overlap_document
 from neuroplast.tasks.prompts import PromptSet
 
-NO_CIRCUIT = "needs the stage's circuit, which this version does not discover"
+NO_CIRCUIT = "no circuit is looked for at this stage: name its kind in circuit_stages"
 TOP_HEADS = 10
 
 
@@ -116,33 +117,86 @@ def heads_document(measured: Measured, weights: Weights) -> dict[str, Any]:
     }
 
 
-def similarity_document(measured: Measured, base: Measured, weights: Weights) -> dict[str, Any]:
-    """The `similarity_to_base` object of a stage."""
+def similarity_document(
+    measured: Measured, base: Measured, weights: Weights, circuits: Circuits | None, of_base: Circuits | None
+) -> dict[str, Any]:
+    """The `similarity_to_base` object of a stage.
+
+    Args:
+        measured: the stage.
+        base: the base.
+        weights: from `bootstrap_weights`.
+        circuits: the stage's circuits; None where none are looked for.
+        of_base: the base's.
+    """
     found = similarity(measured.sample, base.sample, weights)
+    overlap = _overlap(circuits, of_base)
     return {
         "effects": found.value,
-        "nodes_jaccard": None,
-        "edges_jaccard": None,
-        "ci95": {"effects": found.ci95},
-        "why": {"nodes_jaccard": NO_CIRCUIT, "edges_jaccard": NO_CIRCUIT} | _why({"effects": found}),
+        **{name: value for name, value in overlap.items() if name not in ("ci95", "why")},
+        "ci95": {"effects": found.ci95, **overlap["ci95"]},
+        "why": overlap["why"] | _why({"effects": found}),
     }
+
+
+def _overlap(circuits: Circuits | None, of_base: Circuits | None) -> dict[str, Any]:
+    if circuits is None or of_base is None:
+        names = ("nodes_jaccard", "edges_jaccard")
+        return dict.fromkeys(names) | {"ci95": {}, "why": dict.fromkeys(names, NO_CIRCUIT)}
+    return overlap_document(circuits, of_base)
 
 
 def restoration_document(
-    base: Measured, poisoned: Measured, recovered: Measured, control: Measured, weights: Weights, seed: int
+    base: Measured,
+    poisoned: Measured,
+    recovered: Measured,
+    control: Measured,
+    weights: Weights,
+    seed: int,
+    circuits: Mapping[str, Circuits | None],
 ) -> dict[str, Any]:
-    """The `restoration` object of a recovered stage, with the same rows measured on the equal-step control."""
+    """The `restoration` object of a recovered stage, with the same rows measured on the equal-step control.
+
+    Args:
+        base: the base; likewise the other three.
+        poisoned: the stage that it recovers from.
+        recovered: the stage.
+        control: the equal-step control.
+        weights: from `bootstrap_weights`.
+        seed: seed of the null.
+        circuits: the circuits of `base`, `recovered` and `control`, where they were looked for.
+    """
     rows = _rows(restoration(base.sample, poisoned.sample, recovered.sample, weights, seed))
     against = _rows(restoration(base.sample, poisoned.sample, control.sample, weights, seed))
+    mine, theirs = (_circuit_rows(circuits[name], circuits["base"]) for name in ("recovered", "control"))
+    floor = _overlap(circuits["recovered"], circuits["base"]).get("floor", {})
+    rows, against = rows | mine, against | theirs
     return {
         **{name: row.value for name, row in rows.items()},
-        "structure": None,
-        "function": None,
         "ci95": {name: row.ci95 for name, row in rows.items()},
         "control": {name: row.value for name, row in against.items()},
         "control_ci95": {name: row.ci95 for name, row in against.items()},
-        "why": {"structure": NO_CIRCUIT, "function": NO_CIRCUIT} | _why(rows),
+        "floor": {"structure": floor.get("nodes_jaccard"), "structure_edges": floor.get("edges_jaccard")},
+        "why": _why(rows),
+        "control_why": _why(against),
     }
+
+
+def _circuit_rows(circuits: Circuits | None, of_base: Circuits | None) -> dict[str, Estimate]:
+    """Structure: Jaccard with the base's circuit. Function: the base's circuit in this model. Transfer: the reverse."""
+    overlap = _overlap(circuits, of_base)
+    rows = {
+        row: Estimate(overlap[name], overlap["ci95"].get(name), overlap["why"].get(name))
+        for row, name in (("structure", "nodes_jaccard"), ("structure_edges", "edges_jaccard"))
+    }
+    for row, name in (("function", "base_circuit"), ("transfer", "transfer")):
+        measured = None if circuits is None else circuits.criteria.get(name)
+        if measured is None:
+            rows[row] = Estimate(None, None, NO_CIRCUIT if circuits is None else "needs both circuits")
+        else:
+            found = measured["faithfulness"]
+            rows[row] = Estimate(found["value"], found["ci95"], found.get("why"))
+    return rows
 
 
 def _rows(found: Restoration) -> dict[str, Estimate]:

@@ -79,6 +79,16 @@ class StudyConfig(BaseModel):
     """Steps between measurements of LD during training."""
     resamples: Annotated[int, Field(ge=100, le=100_000)] = 2000
     """Bootstrap resamples of every interval."""
+    circuit_stages: list[Kind] = ["base", "poisoned", "recovered"]
+    """Kinds of stages whose circuit is found and judged."""
+    circuit_threshold: Annotated[float, Field(gt=0, lt=1)] = 0.02
+    """Least effect of a circuit's head, as a share of |LD|."""
+    circuit_random: Annotated[int, Field(ge=0, le=10_000)] = 100
+    """Matched random circuits that a circuit is held against."""
+    circuit_edges: Annotated[int, Field(ge=0, le=1_000_000)] = 500
+    """Edges of the circuit that EAP-IG finds; 0 leaves it out."""
+    circuit_reference: Count = 480
+    """Prompts that knocked-out heads are averaged over; they are not measured."""
     device: str = "cpu"
     """`cpu`, `cuda` or `cuda:N`."""
     dtype: DType = "float32"
@@ -100,6 +110,9 @@ PRESETS: dict[str, dict[str, Any]] = {
         "save_every": 2,
         "probe_every": 2,
         "resamples": 200,
+        "circuit_random": 5,
+        "circuit_edges": 100,
+        "circuit_reference": 60,
     },
     "quick": {},
     "paper": {
@@ -109,6 +122,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "epochs": [1, 3, 10, 25, 50, 100],
         "save_every": 100,
         "probe_every": 20,
+        "circuit_stages": ["base", "tuned", "poisoned", "recovered", "control"],
     },
 }
 
@@ -186,7 +200,9 @@ def build_config(preset: str = "quick", *layers: Mapping[str, Any], assignments:
         raise unknown_name("counterfactual", config.counterfactual, task.counterfactuals)
     for poison in config.poisons:
         load_poison(poison, config.task)
-    for name in ("poisons", "seeds", "epochs"):
+    if "base" not in config.circuit_stages and config.circuit_stages:
+        raise InputError(f"circuit_stages = {config.circuit_stages}: the others are held against base, so name it too")
+    for name in ("poisons", "seeds", "epochs", "circuit_stages"):
         values = getattr(config, name)
         if len(set(values)) < len(values):
             raise InputError(f"{name} = {values}: each may be named once")

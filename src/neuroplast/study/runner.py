@@ -37,6 +37,7 @@ from neuroplast.storage import (
     write_jsonl,
     write_text,
 )
+from neuroplast.study.circuits import Circuits, CircuitStudy, load_circuits, summary_document
 from neuroplast.study.measure import (
     NO_CIRCUIT,
     Measured,
@@ -56,6 +57,8 @@ from neuroplast.training.finetune import FinetuneConfig, finetune, save_checkpoi
 from neuroplast.training.train import behaviour_probe
 
 SCHEMA = 1
+REFERENCE_SEED = 1_000_003
+"""Added to the seed of the prompts that are measured, for those that means are taken over."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +99,7 @@ class _Run:
         self.weights = bootstrap_weights(config.n_prompts, config.seeds[0], config.resamples)
         base = self._load(config.model)
         self.prompts = self._build_prompts(base)
+        self.circuits = CircuitStudy(config, self.prompts, self._build_reference(base), observer)
         self.names = {split: len(self.task.names(base.tokenizer, split)) for split in ("all", "train", "eval")}
         observer.say(
             f"{self.names['all']} names are one token for {config.model}: "
@@ -175,12 +179,16 @@ class _Run:
         if (folder / "measures.json").is_file():
             return
         effects = folder / "effects.safetensors"
+        wants_circuit = stage.kind in self.config.circuit_stages
+        if effects.is_file() and not wants_circuit:
+            return write_json(folder / "measures.json", self._measures(stage, point))
+        model = self._load(folder / "checkpoint")
+        sha256 = weights_sha256(model)
         if not effects.is_file():
-            model = self._load(folder / "checkpoint")
             metadata = {
                 "stage": stage.id,
                 "step": str(point.step),
-                "weights_sha256": weights_sha256(model),
+                "weights_sha256": sha256,
                 "sign": "LD(patched) - LD(clean); negative: the head helps",
                 "position": "end",
                 "counterfactual": self.config.counterfactual,
@@ -192,11 +200,21 @@ class _Run:
                 metadata,
                 lambda done, total: self.observer.progress("path patching", done, total),
             )
+        if wants_circuit:
+            of_base = None if stage.kind == "base" else self._circuits_of("base")
+            self.circuits.measure(
+                folder,
+                model,
+                of_base.nodes if of_base else None,
+                (lambda: self._load(self.out / "stages/base/checkpoint")) if stage.kind == "recovered" else None,
+                sha256,
+            )
         write_json(folder / "measures.json", self._measures(stage, point))
 
     def _measures(self, stage: Stage, point: Point) -> dict[str, Any]:
         measured = load_measured(self.out / point.folder / "effects.safetensors")
         base = self._measured("base")
+        circuits, of_base = load_circuits(self.out / point.folder), self._circuits_of("base")
         groups = [record.group for record in self.prompts.records]
         rows = {name: np.flatnonzero([group == name for group in groups]) for name in sorted(set(groups))}
         document: dict[str, Any] = {
@@ -211,7 +229,8 @@ class _Run:
             "counterfactual": self.config.counterfactual,
             "behaviour": behaviour_document(measured, rows, self.weights),
             "heads_to_logits": heads_document(measured, self.weights),
-            "similarity_to_base": similarity_document(measured, base, self.weights),
+            "similarity_to_base": similarity_document(measured, base, self.weights, circuits, of_base),
+            "circuit": summary_document(circuits) if circuits else None,
             "restoration": None,
         }
         if stage.kind == "recovered" and stage.parent and stage.control:
@@ -219,20 +238,31 @@ class _Run:
                 base,
                 self._measured(stage.parent),
                 measured,
-                self._measured_at(stage.control, point.step),
+                load_measured(self._point_of(stage.control, point.step) / "effects.safetensors"),
                 self.weights,
                 self.config.seeds[0],
+                {
+                    "base": of_base,
+                    "recovered": circuits,
+                    "control": load_circuits(self._point_of(stage.control, point.step)),
+                },
             )
+        if document["circuit"] is None:
+            why = circuits.criteria["why"].get("circuit") if circuits else None
+            document["why"] = {"circuit": why or NO_CIRCUIT}
         return document
 
     def _measured(self, stage_id: str) -> Measured:
         return load_measured(self.out / f"stages/{stage_id}" / "effects.safetensors")
 
-    def _measured_at(self, stage_id: str, step: int) -> Measured:
-        """The control at the step that the recovery has reached: both ladders have the same rungs."""
+    def _circuits_of(self, stage_id: str) -> Circuits | None:
+        return load_circuits(self.out / f"stages/{stage_id}")
+
+    def _point_of(self, stage_id: str, step: int) -> Path:
+        """The folder of a stage at a step: the control's ladder has the recovery's rungs."""
         (stage,) = (stage for stage in self.stages if stage.id == stage_id)
         (point,) = (point for point in stage.points if point.step == step)
-        return load_measured(self.out / point.folder / "effects.safetensors")
+        return self.out / point.folder
 
     def _summary(self) -> dict[str, Any]:
         return {
@@ -253,15 +283,17 @@ class _Run:
         }
 
     def _build_prompts(self, model: Network) -> PromptSet:
-        config = self.config
+        return self._build_held_out(model, self.config.n_prompts, self.config.seeds[0])
+
+    def _build_reference(self, model: Network) -> PromptSet:
+        """Prompts that knocked-out heads are averaged over; none of them is measured."""
+        return self._build_held_out(model, self.config.circuit_reference, self.config.seeds[0] + REFERENCE_SEED)
+
+    def _build_held_out(self, model: Network, n: int, seed: int) -> PromptSet:
         records = self.task.build_records(
-            model.tokenizer,
-            config.n_prompts,
-            config.seeds[0],
-            split="eval",
-            counterfactual=config.counterfactual,
+            model.tokenizer, n, seed, split="eval", counterfactual=self.config.counterfactual
         )
-        return build_prompt_set(model.tokenizer, config.task, records)
+        return build_prompt_set(model.tokenizer, self.config.task, records)
 
     def _build_pairs(self, stage: Stage, model: Network) -> Sequence[Pair]:
         # The control repeats the recovery's pairs, so that only the starting point differs.
@@ -343,7 +375,7 @@ class _Run:
 
 
 CLAIMS = (
-    ("amplification", "Task fine-tuning strengthens the existing circuit", NO_CIRCUIT),
+    ("amplification", "Task fine-tuning strengthens the existing circuit", "not tested in this version"),
     (
         "localisation_expressed",
         "Poisoning changes the activations of few components",
@@ -351,7 +383,7 @@ CLAIMS = (
     ),
     ("localisation_stored", "Poisoning changes the weights of few components", "not tested in this version"),
     ("specificity", "What the poison does not teach is spared", "not tested in this version"),
-    ("plasticity", "Clean retraining re-forms the original mechanism", NO_CIRCUIT),
+    ("plasticity", "Clean retraining re-forms the original mechanism", "not tested in this version"),
 )
 
 
@@ -360,15 +392,15 @@ def _summary_entry(stage: Stage, path: Path) -> dict[str, Any]:
     if not isinstance(measures, dict) or measures.get("id") != stage.id:
         raise StorageError(f"{path} is damaged; remove it, then run the same command again")
     kept = ("id", "kind", "poison", "seed", "epoch", "step", "behaviour")
-    if absent := {*kept, "heads_to_logits", "similarity_to_base", "restoration"} - set(measures):
+    if absent := {*kept, "heads_to_logits", "circuit", "similarity_to_base", "restoration"} - set(measures):
         raise StorageError(f"{path} is damaged, it has no {min(absent)}; remove it, then run the same command again")
     return {
         **{name: measures[name] for name in kept},
         "heads_to_logits": {"top": measures["heads_to_logits"]["top"]},
-        "circuit": None,
+        "circuit": measures["circuit"],
         "similarity_to_base": measures["similarity_to_base"],
         "restoration": measures["restoration"],
-        "why": {"circuit": NO_CIRCUIT}
+        "why": measures.get("why", {})
         | ({} if measures["restoration"] else {"restoration": "only a recovered stage has one"}),
     }
 

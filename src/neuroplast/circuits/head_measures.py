@@ -1,0 +1,452 @@
+"""What a head does, in numbers: what it copies, where it attends, and how it treats repeated random tokens.
+
+After Wang et al. 2022 (arXiv 2211.00593): copy scores from section 3.1 and appendix, attention and what is written
+from figure 3, tests off the task from the appendices on induction, duplicate-token and previous-token heads.
+
+- **copy**: the residual stream that leaves block 0, at a name, goes through the attention norm of the head's layer,
+  the head's value projection (its key-value head's, with its bias) and its part of the output projection, and then
+  the model's own ending. The share of names that are among the `TOP` tokens of the whole vocabulary; ties count
+  against it. **negative copy**: the same with the sign of what the head writes flipped. A name is a token equal to
+  the answer or the foil, wherever it stands in the prompt: for IOI at IO, S1 and S2, as in the paper's code.
+- **attention to P**, from where the head stands to the position named P; to its own token; to the first token.
+  Of a head at several positions, the mean over those not before P. **even share**: what even attention would give.
+- **output follows attention**, for heads at END: the correlation, over prompts and over answer and foil, of the
+  attention to a name, wherever it stands, with what the head writes at END in the name's direction. That direction
+  is the name's unembedding vector as seen through the final norm: with its gain and, in a LayerNorm, without the
+  mean. The scale that the norm divides by is left out: it is one number for both names of a prompt.
+- off the task, on `SEQUENCES` sequences of BOS, where there is one, up to `REPEATED` different random tokens, and the
+  same again: **previous token**, attention to the token before; **duplicate token**, from a token's second place to
+  its first; **induction**, from there to the token after the first.
+
+Units: probabilities, shares and a correlation; means over prompts or sequences, each with its standard error (the
+correlation's by bootstrap over prompts). The `reference` says what all heads of the model get, because the paper's
+thresholds are known for GPT-2 only.
+
+Deviations: each head reads through its own layer's norm, where the paper's code takes block 1's. Where a norm stands
+between the heads and the residual stream (Gemma 3), `copy` takes what the head would write alone through it, and
+`output follows attention` what the norm gives with the head minus what it gives without.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from math import ceil
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from numpy.typing import NDArray
+from torch import Tensor
+
+from neuroplast.components import Node
+from neuroplast.interventions.chunks import Chunk, Progress, Size, in_prompt_chunks
+from neuroplast.interventions.knockout import select_heads
+from neuroplast.interventions.pairs import recorded_bytes
+from neuroplast.interventions.selection import position_mask, require_prompts
+from neuroplast.models.network import Network, replaced, unembedding_of
+from neuroplast.models.replay import Place, at_positions, record
+from neuroplast.statistics import bootstrap_weights
+from neuroplast.tasks.prompts import PromptSet
+
+COPY, NEGATIVE_COPY = "copy", "negative copy"
+PREVIOUS, DUPLICATE, INDUCTION = OFF_TASK = ("previous token", "duplicate token", "induction")
+OWN_TOKEN, FIRST_TOKEN, EVEN_SHARE = "attention to own token", "attention to first token", "even share"
+FOLLOWS = "output follows attention"
+
+TOP = 5
+"""A name is copied when fewer tokens than that have a logit as large."""
+REPEATED = 25
+"""Random tokens before they come again; fewer where the context or the vocabulary is smaller, and at least 3."""
+SEQUENCES = 16
+"""Sequences of repeated tokens."""
+
+CONSTANT = 1e-6
+"""What varies less than that, relative to its size, does not vary."""
+
+_BLOCK = 2048
+"""Tokens of the vocabulary that are looked at together."""
+
+
+@dataclass(frozen=True)
+class HeadMeasures:
+    """The numbers of one head."""
+
+    values: Mapping[str, float | None]
+    """By measure; None where it cannot be measured."""
+    errors: Mapping[str, float | None]
+    """Standard error of each; None where there is none, such as on a single prompt."""
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What all heads of the model get in one measure."""
+
+    mean: float
+    """The mean over heads."""
+    p95: float
+    """The 95th percentile over heads."""
+    chance: float
+    """What a head gets that attends evenly, or writes nothing in particular."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Measures of some heads, and what they are to be compared with."""
+
+    heads: Mapping[Node, HeadMeasures]
+    """By head, with its position."""
+    reference: Mapping[str, Reference]
+    """By measure, for the copy scores and what is measured off the task; those that cannot be measured are left out."""
+
+
+@torch.no_grad()
+def measure_heads(
+    model: Network,
+    prompts: PromptSet,
+    heads: Sequence[Node],
+    *,
+    seed: int = 0,
+    memory: str | int | None = None,
+    progress: Progress | None = None,
+) -> Measured:
+    """Measures what heads do.
+
+    Args:
+        model: the instrumented model.
+        prompts: the clean prompts are run.
+        heads: which heads, each where it stands.
+        seed: seed of the random tokens, and of the resamples.
+        memory: bound on the process's memory, such as `4GiB`; None takes what is free.
+        progress: called with (steps done, steps in all).
+
+    Raises:
+        InputError: for a part or a position that is not there, or a budget that is too small.
+    """
+    require_prompts(prompts)
+    nodes = tuple(dict.fromkeys(select_heads(list(heads), model, prompts)))
+    if not nodes:
+        return Measured({}, {})
+    everywhere = {
+        **_copy_scores(model, prompts, memory, _part(progress, 0)),
+        **_off_task(model, seed, memory, _part(progress, 1)),
+    }
+    on_task = _on_task(model, prompts, nodes, memory, _part(progress, 2))
+    found: dict[Node, HeadMeasures] = {}
+    for node in nodes:
+        samples = {name: all_heads.samples[node.layer or 0, node.head or 0] for name, all_heads in everywhere.items()}
+        summaries = {name: _summary(each) for name, each in {**samples, **on_task.shares[node]}.items()}
+        written = on_task.written.get(node)
+        summaries[FOLLOWS] = (None, None) if written is None else _correlation(*written, seed)
+        found[node] = HeadMeasures(
+            {name: value for name, (value, _) in summaries.items()},
+            {name: error for name, (_, error) in summaries.items()},
+        )
+    return Measured(
+        found, {name: each.reference() for name, each in everywhere.items() if np.isfinite(each.samples).any()}
+    )
+
+
+def name_mask(prompts: PromptSet) -> Bool[Tensor, "prompt pos"]:
+    """Where the prompts say their answer or their foil, up to END."""
+    tokens = prompts.clean
+    said = (tokens == prompts.answer[:, None]) | (tokens == prompts.foil[:, None])
+    return said & position_mask(prompts, None)
+
+
+@dataclass(frozen=True)
+class _AllHeads:
+    """One measure of every head."""
+
+    samples: NDArray[np.float64]
+    """(layer, head, prompt or sequence); NaN where there is none."""
+    chance: float
+
+    def reference(self) -> Reference:
+        means = np.nanmean(self.samples, axis=2)
+        return Reference(float(means.mean()), float(np.quantile(means, 0.95)), self.chance)
+
+
+@dataclass(frozen=True)
+class _OnTask:
+    shares: Mapping[Node, Mapping[str, NDArray[np.float64]]]
+    """By head and measure, of each prompt; NaN where there is none."""
+    written: Mapping[Node, tuple[NDArray[np.float64], NDArray[np.float64]]]
+    """For heads at END: the attention to answer and foil, and what is written in their directions; (prompt, 2)."""
+
+
+def _copy_scores(
+    model: Network, prompts: PromptSet, memory: str | int | None, progress: Progress | None
+) -> dict[str, _AllHeads]:
+    """The share of each prompt's names that each head copies, with its own sign and with the other."""
+    samples = np.full((2, model.n_layers, model.n_heads, len(prompts)), np.nan)
+    names_a_prompt = int(name_mask(prompts).sum(dim=1).max())
+
+    def work(chunk: Chunk, _: int, tick: Callable[[], None]) -> None:
+        run = record(model, chunk.prompts.clean, (), until=1)
+        rows, at = name_mask(chunk.prompts).nonzero(as_tuple=True)
+        own = chunk.prompts.clean[rows, at].repeat(2 * model.n_heads)
+        count = torch.bincount(rows, minlength=len(chunk.rows))
+        for layer in range(model.n_layers):
+            value = model.read_heads(layer, run.residual[1], run.start.calls[layer]).value[rows, :, at]
+            value = value[:, [model.kv_head(head) for head in range(model.n_heads)]]
+            written = torch.einsum("nhf,hfd->hnd", value, model.head_weights(layer))
+            both = _alone(model, layer, torch.stack([written, -written]).flatten(0, 2))
+            copied = _is_on_top(model, both, own).view(2, model.n_heads, -1).double()
+            sums = copied.new_zeros(2, model.n_heads, len(count)).index_add_(2, rows, copied)
+            # A prompt without names has no share: 0 / 0.
+            samples[:, layer][..., chunk.rows.numpy()] = (sums / count).cpu().numpy()
+            tick()
+
+    itemsize = model.module.dtype.itemsize
+    row = itemsize * model.d_model * 4 + 8 * _BLOCK
+    size = 2 * model.n_heads * names_a_prompt * row + itemsize * prompts.width * model.d_model * 8
+    in_prompt_chunks(model, prompts, Size(size, 1, 1), work, model.n_layers, memory=memory, progress=progress)
+    chance = TOP / len(unembedding_of(model.module).weight)
+    return {COPY: _AllHeads(samples[0], chance), NEGATIVE_COPY: _AllHeads(samples[1], chance)}
+
+
+def _off_task(model: Network, seed: int, memory: str | int | None, progress: Progress | None) -> dict[str, _AllHeads]:
+    """Attention of every head on repeated random tokens; NaN where no such tokens can be had."""
+    samples = np.full((len(OFF_TASK), model.n_layers, model.n_heads, SEQUENCES), np.nan)
+    tokens, first = repeated_tokens(model, seed)
+    width = tokens.shape[1]
+    half = (width - first) // 2
+    if half == 0:
+        return {name: _AllHeads(each, 0.0) for name, each in zip(OFF_TASK, samples, strict=True)}
+    again = torch.arange(first + half, width)
+    places = ((torch.arange(first + 1, width), -1), (again, -half), (again, 1 - half))
+
+    def work(chunk: Chunk, _: int, tick: Callable[[], None]) -> None:
+        run = record(model, chunk.prompts.clean, ("pattern",))
+        for layer, pattern in run.pattern.items():
+            for row, (queries, step) in enumerate(places):
+                seen = pattern[:, :, queries, queries + step].double().mean(dim=2)
+                samples[row, layer][:, chunk.rows.numpy()] = seen.T.cpu().numpy()
+        tick()
+
+    nothing = torch.zeros(SEQUENCES, dtype=torch.long)
+    end = {"end": torch.full((SEQUENCES,), width - 1)}
+    sequences = PromptSet("repeated tokens", (), tokens, tokens, nothing, nothing, end)
+    size = Size(recorded_bytes(model, width, [("pattern",)]), 1, 1)
+    in_prompt_chunks(model, sequences, size, work, 1, memory=memory, progress=progress)
+    return {
+        name: _AllHeads(each, float((1 / (queries + 1.0)).mean()))
+        for name, each, (queries, _) in zip(OFF_TASK, samples, places, strict=True)
+    }
+
+
+def repeated_tokens(model: Network, seed: int) -> tuple[Int[Tensor, "sequence pos"], int]:
+    """Random tokens that come twice, and where the first of them stands: 1 behind a BOS token, else 0.
+
+    Special tokens are left out where the tokenizer tells. A model without a tokenizer has the BOS of its
+    configuration, and all other tokens. Nothing but BOS where there is no room for 3 different tokens, twice.
+    """
+    tokenizer, config = model.tokenizer, model.module.config
+    known, special = int(config.vocab_size), set[int]()
+    bos: int | None = getattr(config, "bos_token_id", None) if tokenizer is None else tokenizer.bos_token_id
+    if tokenizer is not None:
+        known = min(known, len(tokenizer))
+        special = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
+    first = int(bos is not None and bos < known)
+    ordinary = torch.tensor([token for token in range(known) if token != bos and token not in special])
+    context: int = getattr(config, "max_position_embeddings", None) or 2 * REPEATED + first
+    length = min(REPEATED, (context - first) // 2, len(ordinary))
+    if length < 3:
+        length = 0
+    generator = torch.Generator().manual_seed(seed)
+    drawn = torch.stack([torch.randperm(len(ordinary), generator=generator)[:length] for _ in range(SEQUENCES)])
+    start = torch.full((SEQUENCES, first), bos or 0)
+    return torch.cat([start, ordinary[drawn], ordinary[drawn]], dim=1), first
+
+
+def _on_task(
+    model: Network, prompts: PromptSet, nodes: Sequence[Node], memory: str | int | None, progress: Progress | None
+) -> _OnTask:
+    """Attention of some heads on the clean prompts, and what those at END write."""
+    n = len(prompts)
+    until = 1 + max(node.layer or 0 for node in nodes)
+    at_end = [node for node in nodes if node.position in ("end", None)]
+    kept: tuple[Place, ...] = ("pattern", *(("z", "attention") if at_end else ()))
+    shares: dict[Node, dict[str, NDArray[np.float64]]] = {node: {} for node in nodes}
+    written = {node: (np.full((n, 2), np.nan), np.full((n, 2), np.nan)) for node in at_end}
+    directions = _directions(model, torch.stack([prompts.answer, prompts.foil], dim=1)) if at_end else None
+
+    def work(chunk: Chunk, _: int, tick: Callable[[], None]) -> None:
+        run = record(model, chunk.prompts.clean, kept, until=until)
+        rows = chunk.rows.numpy()
+        for node in nodes:
+            pattern = run.pattern[node.layer or 0][:, node.head].double()
+            for name, each in _shares(pattern, chunk, node).items():
+                shares[node].setdefault(name, np.full(n, np.nan))[rows] = each.cpu().numpy()
+            if node in written and directions is not None:
+                attention, says = _to_names(pattern, chunk)
+                output = _written(
+                    model, node, *(at_positions(part[node.layer or 0], chunk.end[:, None])[:, 0]
+                    for part in (run.z, run.attention))
+                )  # fmt: skip
+                along = torch.einsum("pd,pnd->pn", output.float(), directions[chunk.rows.to(model.device)])
+                for into, found in zip(written[node], (attention, along), strict=True):
+                    into[rows] = torch.where(says, found.double(), torch.nan).cpu().numpy()
+        tick()
+
+    size = Size(recorded_bytes(model, prompts.width, [(*kept, "residual")]), 1, 1)
+    in_prompt_chunks(model, prompts, size, work, 1, memory=memory, progress=progress)
+    seen = {
+        node: {name: each for name, each in mine.items() if np.isfinite(each).any()} for node, mine in shares.items()
+    }
+    return _OnTask(seen, written)
+
+
+def _shares(pattern: Float[Tensor, "prompt query key"], chunk: Chunk, node: Node) -> dict[str, Float[Tensor, "prompt"]]:
+    """How a head attends from where it stands; NaN in prompts where it stands before what is attended to."""
+    here = position_mask(chunk.prompts, node.position)
+    index = torch.arange(here.shape[1], device=here.device)
+
+    def mean(values: Tensor, where: Tensor) -> Tensor:
+        return (values * where).sum(dim=1) / where.sum(dim=1)
+
+    found: dict[str, Tensor] = {}
+    for name, place in chunk.prompts.positions.items():
+        if name != node.position:
+            to_place = at_positions(pattern.transpose(1, 2), place[:, None])[:, 0]
+            found[f"attention to {name}"] = mean(to_place, here & (index >= place[:, None]))
+    found[OWN_TOKEN] = mean(pattern.diagonal(dim1=1, dim2=2), here)
+    found[FIRST_TOKEN] = mean(pattern[:, :, 0], here)
+    found[EVEN_SHARE] = mean((1 / (index + 1.0))[None].double(), here)
+    return found
+
+
+def _to_names(
+    pattern: Float[Tensor, "prompt query key"], chunk: Chunk
+) -> tuple[Float[Tensor, "prompt name"], Bool[Tensor, "prompt name"]]:
+    """Attention from END to the answer and to the foil wherever they stand, and whether they stand anywhere."""
+    prompts = chunk.prompts
+    said = prompts.clean[:, None] == torch.stack([prompts.answer, prompts.foil], dim=1)[:, :, None]
+    said = said & position_mask(prompts, None)[:, None]
+    from_end = at_positions(pattern, chunk.end[:, None])
+    return (from_end * said).sum(dim=2), said.any(dim=2)
+
+
+def _written(
+    model: Network, node: Node, z: Float[Tensor, "prompt head d_head"], attention: Float[Tensor, "prompt d_model"]
+) -> Float[Tensor, "prompt d_model"]:
+    """What a head adds to the residual stream."""
+    layer, head = node.layer or 0, node.head or 0
+    output = z[:, head] @ model.head_weights(layer)[head]
+    if model.adds_attention:
+        return output
+    return _alone(model, layer, attention) - _alone(model, layer, attention - output)
+
+
+def _alone(model: Network, layer: int, output: Float[Tensor, "row d_model"]) -> Float[Tensor, "row d_model"]:
+    """What reaches the residual stream when a layer's attention gives that."""
+    if model.adds_attention:
+        return output
+    rows = output[:, None]
+    nothing = torch.zeros_like(rows)
+    return model.run_layer(layer, nothing, attention=rows, mlp=nothing)[:, 0]
+
+
+def _is_on_top(model: Network, residual: Float[Tensor, "row d_model"], own: Int[Tensor, "row"]) -> Bool[Tensor, "row"]:
+    """Whether fewer than `TOP` other tokens have a logit as large as a row's own token.
+
+    The vocabulary is looked at in blocks, and a row that is beaten often enough is not looked at again.
+    """
+    head = unembedding_of(model.module)
+    whole_bias: Tensor | None = getattr(head, "bias", None)
+    n_tokens = len(head.weight)
+    least = model.readout(residual, own[:, None])
+    beaten = torch.zeros_like(own)
+    for first in range(blocks := ceil(n_tokens / _BLOCK)):
+        # Neighbours in a vocabulary are alike, so every block takes its tokens from everywhere.
+        tokens = torch.arange(first, n_tokens, blocks, device=own.device)
+        weight = head.weight[tokens].float()
+        bias = None if whole_bias is None else whole_bias[tokens].float()
+        (left,) = (beaten < TOP).nonzero(as_tuple=True)
+        logits = _end(model, residual[left], lambda x, w=weight, b=bias: torch.nn.functional.linear(x.float(), w, b))
+        beats = (logits.float() >= least[left]) & (tokens != own[left, None])
+        beaten[left] += beats.sum(dim=1)
+    return beaten < TOP
+
+
+def _directions(model: Network, tokens: Int[Tensor, "prompt choice"]) -> Float[Tensor, "prompt choice d_model"]:
+    """The unembedding vectors of tokens as seen through the final norm, but for the scale that it divides by.
+
+    The norm's gain is what it gives for a vector of signs, whose mean is 0 and whose scale is 1. A norm that gives
+    nothing for a constant vector subtracts the mean.
+    """
+    signs = 1.0 - 2.0 * (torch.arange(model.d_model, device=model.device) % 2)
+    probes = torch.stack([torch.zeros_like(signs), signs, torch.ones_like(signs)]).to(model.module.dtype)
+    seen: list[Tensor] = []
+
+    def keep(hidden: Tensor) -> Tensor:
+        seen.append(hidden.float())
+        return hidden
+
+    _end(model, probes, keep)
+    bias, of_signs, of_ones = seen[0]
+    gain = (of_signs - bias) * signs
+    vectors = unembedding_of(model.module).weight[tokens.to(model.device)].float() * gain
+    if bool((of_ones - bias).norm() < 0.01 * gain.norm()):
+        vectors = vectors - vectors.mean(dim=2, keepdim=True)
+    return vectors
+
+
+def _end(model: Network, residual: Float[Tensor, "row d_model"], unembed: Callable[[Tensor], Tensor]) -> Tensor:
+    """The model's own ending on single positions, with something else in the place of its unembedding."""
+    with ExitStack() as stack:
+        for layer in model.layers[:-1]:
+            stack.enter_context(replaced(layer, lambda hidden, *_, **__: hidden))
+        stack.enter_context(replaced(model.layers[-1], lambda *_, **__: residual.unsqueeze(0)))
+        unembedding = unembedding_of(model.module)
+        # Some families give the rows as prompts, some as positions.
+        stack.enter_context(replaced(unembedding, lambda hidden: unembed(hidden.flatten(0, 1)).unsqueeze(0)))
+        dummy = torch.zeros(1, 1, dtype=torch.long, device=model.device)
+        return model.module(input_ids=dummy, attention_mask=torch.ones_like(dummy), use_cache=False).logits[0]
+
+
+def _summary(samples: NDArray[np.float64]) -> tuple[float | None, float | None]:
+    """Mean and standard error of what there is."""
+    found = samples[np.isfinite(samples)]
+    if not len(found):
+        return None, None
+    return float(found.mean()), float(found.std(ddof=1) / len(found) ** 0.5) if len(found) > 1 else None
+
+
+def _correlation(
+    attention: NDArray[np.float64], written: NDArray[np.float64], seed: int
+) -> tuple[float | None, float | None]:
+    """Pearson's correlation over prompts and names, and its standard error over resampled prompts.
+
+    Args:
+        attention: (prompt, name), NaN where a name is not in the prompt.
+        written: likewise.
+        seed: seed of the resamples.
+    """
+    there = np.isfinite(attention)
+    if there.any(axis=1).sum() < 3:
+        return None, None
+    a, b = (np.where(there, each - each[there].mean(), 0.0) for each in (attention, written))
+    if any(np.abs(each).max() <= CONSTANT * np.abs(of[there]).max() for each, of in ((a, attention), (b, written))):
+        return None, None
+    moments = [np.sum(each, axis=1) for each in (there, a, b, a * a, b * b, a * b)]
+
+    def correlate(weights: NDArray[np.float64]) -> NDArray[np.float64]:
+        total, *sums = (weights @ each for each in moments)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            mean_a, mean_b, square_a, square_b, product = (each / total for each in sums)
+            scale = np.sqrt(np.maximum(square_a - mean_a**2, 0) * np.maximum(square_b - mean_b**2, 0))
+            return (product - mean_a * mean_b) / scale
+
+    (value,) = correlate(np.ones((1, len(a))))
+    if not np.isfinite(value):
+        return None, None
+    resampled = correlate(bootstrap_weights(len(a), seed))
+    return float(value), float(resampled[np.isfinite(resampled)].std())
+
+
+def _part(progress: Progress | None, number: int) -> Progress | None:
+    """Progress of one of three parts."""
+    if progress is None:
+        return None
+    return lambda done, total: progress(100 * number + 100 * done // total, 300)

@@ -1,0 +1,334 @@
+"""What the heads of a circuit do, by the definitions of Wang et al. 2022 (arXiv 2211.00593), section 3.
+
+The rules were fixed from those definitions before they were tried on any model. Numbers come from
+`neuroplast.circuits.head_measures`; what a head acts on comes from the circuit's edges. A role is given when every
+part of its rule holds:
+
+| role | stands at | acts | and |
+|---|---|---|---|
+| name mover | END | writes to the logits, and helps | copies; attends to IO |
+| negative name mover | END | writes to the logits, and hinders | copies negatively; attends to IO |
+| backup name mover | END | writes to the logits and helps once the movers are knocked out, not before | copies |
+| S-inhibition | END | lowers, through movers' queries, what they do | attends to S2 or S1 |
+| induction | S2 | | attends to S1+1, or shows induction off the task |
+| duplicate token | S2 | | attends to S1, or shows duplicate-token attention off the task |
+| previous token | S1+1 | | attends to S1, or shows previous-token attention off the task |
+
+- *Attends to P*: more than to any other named position but its own, and more than even attention would.
+- *Copies*: its output follows its attention (a correlation above 0), or its copy score is among those of the
+  model's top 5 % of heads and above its negative copy score. *Copies negatively*: the same with both signs flipped.
+  Where these two disagree, neither holds.
+- *Shows* a pattern *off the task*: its score is among those of the model's top 5 % of heads, and above that of even
+  attention. Of several patterns, the one with the most attention counts. A pattern off the task and attention on
+  the task that say different things contradict each other.
+- *Acts through movers' queries*: of its edges into queries of movers, the strongest one helps a (backup) name mover's
+  help, or a negative one's hindrance.
+- *More* and *above 0* on the task mean by more than `ERRORS` standard errors (of two means, taken as independent).
+
+Everything else is `unclassified`, with the nearest rule and what it lacks. So is a head at a position that no rule
+names. Where a task does not name IO, S1 and S2, or a head stands at no position, only some of this can be said: a
+pattern off the task at any position, and, of heads at END, copying without the part on attention. Such a task's heads
+get their pattern first, because it says how a head finds what it copies; on a task with names, what they write.
+
+Sign: LD(patched) - LD(clean), so a negative edge helps. Deviations: the paper's threshold on copy scores (95 %) is
+known for GPT-2 only, so a head is compared with the model's other heads; the paper looked at patterns off the task
+to confirm what it found on the task, here one of both will do; the paper calls a head a backup by its effect alone.
+"""
+
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, replace
+
+from neuroplast.circuits.circuit import Circuit, Role
+from neuroplast.circuits.head_measures import (
+    COPY,
+    DUPLICATE,
+    EVEN_SHARE,
+    FOLLOWS,
+    INDUCTION,
+    NEGATIVE_COPY,
+    OFF_TASK,
+    PREVIOUS,
+    HeadMeasures,
+    Measured,
+    Reference,
+    measure_heads,
+)
+from neuroplast.components import Edge, Node
+from neuroplast.interventions.chunks import Progress
+from neuroplast.models.network import Network
+from neuroplast.tasks.prompts import PromptSet
+
+MOVER, BACKUP, NEGATIVE = "name mover", "backup name mover", "negative name mover"
+INHIBITION, UNCLASSIFIED = "S-inhibition", "unclassified"
+ROLES = (MOVER, BACKUP, NEGATIVE, INHIBITION, INDUCTION, DUPLICATE, PREVIOUS, UNCLASSIFIED)
+"""All roles."""
+
+ERRORS = 2.0
+"""Standard errors by which a difference must stand apart from 0."""
+NAMES = ("io", "s1", "s2")
+"""Positions that a task must name for the rules on where heads stand and attend."""
+PATTERNS = {
+    "s2": {"s1+1": INDUCTION, "s1": DUPLICATE},
+    "s1+1": {"s1": PREVIOUS},
+}
+"""By where a head stands and where it attends, the pattern that this is."""
+
+
+@dataclass(frozen=True)
+class _Part:
+    """One part of a rule, as it is with one head."""
+
+    holds: bool
+    said: str
+    """In words, with the numbers."""
+
+
+@dataclass(frozen=True)
+class _Rule:
+    """A role's rule, as it is with one head."""
+
+    role: str
+    parts: tuple[_Part, ...]
+
+    @property
+    def holds(self) -> bool:
+        return all(part.holds for part in self.parts)
+
+    def said(self, holds: bool) -> str:
+        return "; ".join(part.said for part in self.parts if part.holds is holds)
+
+
+def name_roles(
+    model: Network,
+    prompts: PromptSet,
+    circuit: Circuit,
+    *,
+    backups: Collection[Node] = (),
+    seed: int = 0,
+    memory: str | int | None = None,
+    progress: Progress | None = None,
+) -> Circuit:
+    """Measures the heads of a circuit and says what each does.
+
+    Args:
+        model: the instrumented model.
+        prompts: the prompts of the task.
+        circuit: heads at positions, with edges.
+        backups: its nodes that showed only with the movers knocked out.
+        seed: seed of the random tokens, and of the resamples.
+        memory: bound on the process's memory, such as `4GiB`; None takes what is free.
+        progress: called with (steps done, steps in all).
+
+    Returns:
+        The circuit with a role for every head. A role's measures hold each value, its standard error (`copy se`) and,
+        where all heads were measured, the model's 95th percentile (`copy p95`).
+
+    Raises:
+        InputError: for a node that the model or the prompts do not have, or a budget that is too small.
+    """
+    measured = measure_heads(model, prompts, circuit.heads, seed=seed, memory=memory, progress=progress)
+    return replace(circuit, roles=judge_roles(circuit, measured, tuple(prompts.positions), backups))
+
+
+def judge_roles(
+    circuit: Circuit, measured: Measured, positions: Sequence[str], backups: Collection[Node] = ()
+) -> dict[Node, Role]:
+    """The roles of a circuit's heads from what was measured.
+
+    Args:
+        circuit: heads at positions, with edges.
+        measured: the measures of all its heads.
+        positions: the positions that the task names.
+        backups: its nodes that showed only with the movers knocked out.
+    """
+    named = set(NAMES) <= set(positions)
+    heads = {node: _Head(node, circuit, measured, positions, named, node in backups) for node in circuit.heads}
+    movers = {node: rule.role for node, head in heads.items() if (rule := _first(head.moving())) is not None}
+    return {node: head.role(movers) for node, head in heads.items()}
+
+
+class _Head:
+    """One head, and the rules that may apply to it."""
+
+    def __init__(
+        self,
+        node: Node,
+        circuit: Circuit,
+        measured: Measured,
+        positions: Sequence[str],
+        named: bool,
+        is_backup: bool,
+    ) -> None:
+        self.node, self.positions, self.is_backup = node, positions, is_backup
+        self.edges = {edge: score for edge, score in circuit.edges.items() if edge.source == node and score is not None}
+        self.measures: HeadMeasures = measured.heads[node]
+        self.reference = measured.reference
+        self.named = named and node.position is not None
+        self.on_named_task = named
+
+    def role(self, movers: dict[Node, str]) -> Role:
+        """The first rule that holds, or the nearest."""
+        rules = self.rules(movers)
+        if (rule := _first(rules)) is not None:
+            return Role(rule.role, rule.said(holds=True), self._numbers())
+        if not rules:
+            return Role(UNCLASSIFIED, f"no role is defined for heads at {self.node.position}", self._numbers())
+        near = max(rules, key=lambda rule: sum(part.holds for part in rule.parts) / len(rule.parts))
+        return Role(UNCLASSIFIED, f"nearest is {near.role}, but: {near.said(holds=False)}", self._numbers())
+
+    def rules(self, movers: dict[Node, str]) -> list[_Rule]:
+        """The rules that may apply where the head stands, the first one first."""
+        if self.node.position == "end" and self.named:
+            return [*self.moving(), *([] if self.is_backup else [self._inhibition(movers)])]
+        if self.named:
+            return self._patterns_on_task()
+        patterns, moving = self._patterns_off_task(), self.moving()
+        return [*moving, *patterns] if self.on_named_task else [*patterns, *moving]
+
+    def moving(self) -> list[_Rule]:
+        """The rules on heads that write to the logits."""
+        if self.node.position not in ("end", None):
+            return []
+        if self.is_backup:
+            return [_Rule(BACKUP, (self._writes(helping=True), self._copies(positively=True)))]
+        attends = (self._attends(["io"]),) if self.named else ()
+        return [
+            _Rule(role, (self._writes(helping), self._copies(helping), *attends))
+            for role, helping in ((MOVER, True), (NEGATIVE, False))
+        ]
+
+    def _writes(self, helping: bool) -> _Part:
+        scores = [score for edge, score in self.edges.items() if edge.destination.kind == "logits"]
+        if not scores:
+            return _Part(False, "no edge to the logits")
+        does = "helps" if scores[0] < 0 else "hinders"
+        when = " with the movers knocked out" if self.is_backup else ""
+        return _Part((scores[0] < 0) is helping, f"{does} at the logits{when} ({scores[0]:+.2f})")
+
+    def _copies(self, positively: bool) -> _Part:
+        sign = 1 if positively else -1
+        follows, error = self._value(FOLLOWS), self.measures.errors.get(FOLLOWS) or 0.0
+        votes: set[int] = set()
+        said: list[str] = []
+        if follows is not None:
+            votes |= {1 if follows > 0 else -1} if abs(follows) > ERRORS * error else set()
+            said.append(f"output follows attention {follows:+.2f} ± {error:.2f}")
+        copy, negative = self._value(COPY), self._value(NEGATIVE_COPY)
+        if copy is not None and negative is not None:
+            for mine, other, name, vote in ((copy, negative, COPY, 1), (negative, copy, NEGATIVE_COPY, -1)):
+                votes |= {vote} if mine >= self.reference[name].p95 and mine > other else set()
+                said.append(f"{name} {mine:.2f} (model's 95 %: {self.reference[name].p95:.2f})")
+        if not said:
+            return _Part(False, "copying could not be measured")
+        holds = votes == {sign}
+        verdict = "copies" if votes == {1} else "copies negatively" if votes == {-1} else "copies neither way"
+        if len(votes) == 2:
+            verdict = "copying is contradictory"
+        return _Part(holds, f"{verdict}: {', '.join(said)}")
+
+    def _inhibition(self, movers: dict[Node, str]) -> _Rule:
+        into = {
+            edge: score
+            for edge, score in self.edges.items()
+            if edge.destination.channel == "q" and _head_of(edge) in movers
+        }
+        if into:
+            edge = max(into, key=lambda edge: abs(into[edge]))
+            role = movers[_head_of(edge)]
+            lowers = (into[edge] > 0) is (role == NEGATIVE)
+            does = "works through" if lowers else "works against"
+            acts = _Part(lowers, f"{does} the query of {_head_of(edge)}, a {role} ({into[edge]:+.2f})")
+        else:
+            acts = _Part(False, "no edge into a mover's query")
+        return _Rule(INHIBITION, (acts, self._attends(["s2", "s1"])))
+
+    def _attends(self, wanted: Iterable[str]) -> _Part:
+        most, runner_up = self._most_attended()
+        if most is None:
+            return _Part(False, "attends to no named position")
+        share, even = self._attention(most), self._value(EVEN_SHARE) or 0.0
+        said = f"attends most to {most} ({share[0]:.2f}"
+        if runner_up is not None:
+            other = self._attention(runner_up)
+            said += f", {runner_up} {other[0]:.2f}"
+            if not _is_above(share, other):
+                return _Part(False, f"{said}): not apart")
+        if not _is_above(share, (even, 0.0)):
+            return _Part(False, f"{said}), not above the even share ({even:.2f})")
+        return _Part(most in wanted, f"{said})")
+
+    def _most_attended(self) -> tuple[str | None, str | None]:
+        """The named position that gets the most attention, and the next one."""
+        there = [name for name in self.positions if self._value(f"attention to {name}") is not None]
+        there.sort(key=lambda name: -self._attention(name)[0])
+        return there[0] if there else None, there[1] if len(there) > 1 else None
+
+    def _patterns_on_task(self) -> list[_Rule]:
+        """The rules on patterns at a position where some are defined."""
+        defined = {at: role for at, role in PATTERNS.get(self.node.position or "", {}).items() if at in self.positions}
+        shown = self._shown_off_task()
+        rules: list[_Rule] = []
+        for place, role in defined.items():
+            attends = self._attends([place])
+            others = [other for at, other in defined.items() if at != place and self._attends([at]).holds]
+            off_task = _Part(shown == role, self._off_task(role))
+            if attends.holds and shown not in (None, role):
+                rules.append(_Rule(role, (attends, _Part(False, f"contradicted by {self._off_task(shown or '')}"))))
+            elif off_task.holds and others:
+                rules.append(_Rule(role, (off_task, _Part(False, f"contradicted: {self._attends([place]).said}"))))
+            elif attends.holds or off_task.holds:
+                parts = (attends, off_task)
+                rules.append(_Rule(role, tuple(part for part in parts if part.holds)))
+            else:
+                rules.append(_Rule(role, (attends, off_task)))
+        return rules
+
+    def _patterns_off_task(self) -> list[_Rule]:
+        shown = self._shown_off_task()
+        return [_Rule(role, (_Part(role == shown, self._off_task(role)),)) for role in OFF_TASK]
+
+    def _shown_off_task(self) -> str | None:
+        """The pattern that the head shows on repeated random tokens."""
+        scores: dict[str, float] = {}
+        for role in OFF_TASK:
+            score, reference = self._value(role), self.reference.get(role)
+            if score is not None and reference is not None and score >= reference.p95 and score > reference.chance:
+                scores[role] = score
+        return max(scores, key=lambda role: scores[role]) if scores else None
+
+    def _off_task(self, role: str) -> str:
+        score, reference = self._value(role), self.reference.get(role)
+        if score is None or reference is None:
+            return f"off the task, {role} attention could not be measured"
+        return f"off the task, {role} {score:.2f} (model's 95 %: {reference.p95:.2f})"
+
+    def _value(self, name: str) -> float | None:
+        return self.measures.values.get(name)
+
+    def _attention(self, position: str) -> tuple[float, float]:
+        name = f"attention to {position}"
+        return self._value(name) or 0.0, self.measures.errors.get(name) or 0.0
+
+    def _numbers(self) -> dict[str, float | None]:
+        errors = {f"{name} se": error for name, error in self.measures.errors.items() if error is not None}
+        reference: dict[str, Reference] = dict(self.reference)
+        return {
+            **self.measures.values,
+            **errors,
+            **{f"{name} p95": each.p95 for name, each in reference.items() if name in self.measures.values},
+        }
+
+
+def _first(rules: Iterable[_Rule]) -> _Rule | None:
+    return next((rule for rule in rules if rule.holds), None)
+
+
+def _head_of(edge: Edge) -> Node:
+    """The head that an edge ends at; a query stands where its head does."""
+    return replace(edge.destination, channel=None)
+
+
+def _is_above(first: tuple[float, float], second: tuple[float, float]) -> bool:
+    """Whether one mean is above another by more than `ERRORS` standard errors; each is (mean, standard error)."""
+    error = (first[1] ** 2 + second[1] ** 2) ** 0.5
+    return first[0] - second[0] > ERRORS * error

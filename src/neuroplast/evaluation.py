@@ -1,0 +1,136 @@
+"""A judgement from words to files: what `neuroplast evaluate` does.
+
+A folder gets `evaluate.json` (the settings, the circuit's hash, the weights and prompts), `evaluation.json`,
+`criteria.csv`, `minimality.csv`, `completeness.csv` and `evaluation.png`. What is measured is kept in `parts/` until
+everything is done, so an interrupted evaluation goes on.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from neuroplast.circuits.circuit import Circuit
+from neuroplast.circuits.criteria import CriteriaSettings
+from neuroplast.circuits.edge_criteria import edge_curve
+from neuroplast.circuits.evaluate import evaluate, require_same_parts
+from neuroplast.circuits.files import load_circuit
+from neuroplast.errors import InputError
+from neuroplast.memory import parse_size
+from neuroplast.models.network import Network
+from neuroplast.observer import Observer, Silent
+from neuroplast.report.evaluation import EVALUATION_FILES, write_evaluation_report
+from neuroplast.storage import Parts, hash_file, is_begun, load_json, make_folder, write_json
+from neuroplast.subject import Subject, require_whole, versions
+from neuroplast.tasks.prompts import PromptSet
+
+MARKER, RESULT = "evaluate.json", "evaluation.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig(Subject):
+    """Which circuit to judge, in which model, and how."""
+
+    circuit: str
+    """The circuit's file."""
+    ablation: str = "mean-by-position"
+    """What knocked-out heads give."""
+    n_reference: int = 480
+    """Prompts of the task that means are taken over; they are not measured. With prompts of your own, those serve."""
+    n_random: int = 100
+    """Matched random circuits."""
+    n_subsets: int = 20
+    """Random subsets for completeness."""
+    greedy_steps: int = 10
+    """Nodes that greedy completeness takes at most."""
+
+    DEFAULT_PROMPTS = 128
+    REFERENCE_SEED = 1_000_003
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_whole("n_reference", self.n_reference)
+        if self.n_reference < 1:
+            raise InputError(f"n_reference must be at least 1, got {self.n_reference}")
+        self.criteria()
+
+    def criteria(self) -> dict[str, Any]:
+        """The settings of the criteria."""
+        kept = {name: getattr(self, name) for name in ("ablation", "n_random", "n_subsets", "greedy_steps")}
+        CriteriaSettings(**kept)
+        return kept
+
+    def load_reference(self, model: Network) -> PromptSet | None:
+        """The prompts that means are taken over; None where the measured ones serve."""
+        if self.prompts is not None:
+            return None
+        return self.load_prompts(model, self.n_reference, (self.seed or 0) + self.REFERENCE_SEED)
+
+
+def run_evaluate(
+    config: EvaluateConfig, out: Path | str, observer: Observer | None = None, *, memory: str | int | None = None
+) -> dict[str, Any]:
+    """Judges a circuit, writes the folder, and gives the document; what is measured already is not measured again.
+
+    Args:
+        config: what to judge, and how.
+        out: the folder: new, empty, or of the same evaluation.
+        observer: is told how it goes; by default nobody is.
+        memory: bound on the process's memory, such as `4GiB`; None takes what is free.
+
+    Raises:
+        InputError: for a file that is no circuit, or one of a model with other parts; a folder that holds something
+            else; a wrong setting.
+        StorageError: when the folder cannot be written.
+    """
+    config, out, observer = config.resolved(), Path(out), observer or Silent()
+    if memory is not None:
+        parse_size(memory)
+    circuit = load_circuit(Path(config.circuit))
+    begun = is_begun(out, MARKER, "evaluation")
+    model, prompts = config.load(observer)
+    require_same_parts(circuit, model)
+    provenance = {**config.provenance(model, prompts), "circuit_sha256": hash_file(Path(config.circuit))}
+    if begun and load_json(out / MARKER) != provenance:
+        raise InputError(
+            f"{out} holds another evaluation (other settings, circuit, prompts or weights); choose another --out"
+        )
+    if not begun:
+        make_folder(out)
+        write_json(out / MARKER, provenance)
+    parts = Parts(out / "parts")
+    if not (out / RESULT).is_file():
+        document = judge(config, model, circuit, prompts, parts, observer, memory)
+        write_json(out / RESULT, document | {"versions": versions()})
+    document = load_json(out / RESULT)
+    write_evaluation_report(document, out)
+    parts.remove()
+    files = {name: str(out / name) for name in (RESULT, *EVALUATION_FILES)}
+    return document | {"files": files}
+
+
+def judge(
+    config: EvaluateConfig,
+    model: Network,
+    circuit: Circuit,
+    prompts: PromptSet,
+    parts: Parts,
+    observer: Observer,
+    memory: str | int | None,
+) -> dict[str, Any]:
+    """The document of an evaluation: of its nodes, and of its edges where they have scores."""
+    found = evaluate(
+        model,
+        circuit,
+        prompts,
+        reference=config.load_reference(model),
+        counterfactual=config.counterfactual or "",
+        memory=memory,
+        parts=parts,
+        progress=observer.progress,
+        **config.criteria(),
+    )
+    told = observer.progress
+    curve = edge_curve(
+        model, circuit, prompts, memory=memory, parts=parts, progress=lambda done, total: told("edges", done, total)
+    )
+    return found.document() | {"edges": curve.document()}
