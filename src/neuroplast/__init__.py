@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from neuroplast import tasks
     from neuroplast.behaviour import measure_behaviour
+    from neuroplast.circuits.circuit import Circuit
+    from neuroplast.circuits.discover import discover
+    from neuroplast.circuits.edge_criteria import edge_curve
+    from neuroplast.circuits.evaluate import evaluate
+    from neuroplast.circuits.files import load_circuit, save_circuit
+    from neuroplast.circuits.published import published_circuit
+    from neuroplast.discovery import DiscoverConfig, run_discover
     from neuroplast.errors import NeuroplastError
+    from neuroplast.evaluation import EvaluateConfig, run_evaluate
     from neuroplast.interventions.activation_patching import activation_patch
     from neuroplast.interventions.edge_attribution import attribute_edges
     from neuroplast.interventions.edge_patching import patch_edges
@@ -18,12 +26,16 @@ if TYPE_CHECKING:
     from neuroplast.models.sources import list_models, load_model
     from neuroplast.patch import PatchConfig, run_patch
     from neuroplast.report import write_report
+    from neuroplast.report.circuit import draw_circuit
     from neuroplast.study import build_config, run_study
     from neuroplast.training import FinetuneConfig, train
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Circuit",
+    "DiscoverConfig",
+    "EvaluateConfig",
     "FinetuneConfig",
     "NeuroplastError",
     "PatchConfig",
@@ -31,19 +43,31 @@ __all__ = [
     "attribute_edges",
     "build_config",
     "build_network",
+    "discover",
+    "draw_circuit",
+    "edge_curve",
+    "evaluate",
     "list_models",
+    "load_circuit",
     "load_model",
     "measure_behaviour",
     "patch_edges",
     "path_patch",
+    "published_circuit",
+    "run_discover",
+    "run_evaluate",
     "run_patch",
     "run_study",
+    "save_circuit",
     "tasks",
     "train",
     "write_report",
 ]
 
 _HOMES = {
+    "Circuit": "circuits.circuit",
+    "DiscoverConfig": "discovery",
+    "EvaluateConfig": "evaluation",
     "FinetuneConfig": "training",
     "NeuroplastError": "errors",
     "PatchConfig": "patch",
@@ -51,13 +75,22 @@ _HOMES = {
     "attribute_edges": "interventions.edge_attribution",
     "build_config": "study",
     "build_network": "models.build",
+    "discover": "circuits.discover",
+    "draw_circuit": "report.circuit",
+    "edge_curve": "circuits.edge_criteria",
+    "evaluate": "circuits.evaluate",
     "list_models": "models.sources",
+    "load_circuit": "circuits.files",
     "load_model": "models.sources",
     "measure_behaviour": "behaviour",
     "patch_edges": "interventions.edge_patching",
     "path_patch": "interventions.path_patching",
+    "published_circuit": "circuits.published",
+    "run_discover": "discovery",
+    "run_evaluate": "evaluation",
     "run_patch": "patch",
     "run_study": "study",
+    "save_circuit": "circuits.files",
     "train": "training",
     "write_report": "report",
 }

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeVar
 
 from neuroplast.components import Edge, Node
-from neuroplast.errors import InputError, unknown_name
+from neuroplast.errors import InputError
 
 Part = TypeVar("Part", Node, Edge)
 
@@ -119,12 +119,7 @@ class Circuit:
         return tuple(node for node in self.nodes if node.kind == "head")
 
     def members(self, level: Level) -> frozenset[Node] | frozenset[Edge]:
-        """What belongs to it: heads without positions, heads with them, or edges without positions.
-
-        Raises:
-            InputError: for another level.
-        """
-        _require_level(level)
+        """What belongs to it: heads without positions, heads with them, or edges without positions."""
         if level == "nodes":
             return frozenset(self.heads)
         if level == "heads":
@@ -135,11 +130,7 @@ class Circuit:
         """How many such things the whole model has: the denominator of sparsity.
 
         Nodes are counted at the named positions and where the circuit's own heads stand, or once where there are none.
-
-        Raises:
-            InputError: for another level.
         """
-        _require_level(level)
         if level == "edges":
             return self.shape.n_edges
         heads = self.shape.n_layers * self.shape.n_heads
@@ -227,11 +218,6 @@ class Circuit:
                 f"circuits of different models cannot be compared: {name} {mine} ({self.shape.name}) "
                 f"and {theirs} ({other.shape.name})"
             )
-
-
-def _require_level(level: str) -> None:
-    if level not in LEVELS:
-        raise unknown_name("level", level, LEVELS)
 
 
 def _joined(mine: Mapping[Part, float | None], theirs: Mapping[Part, float | None]) -> dict[Part, float | None]:

@@ -175,16 +175,15 @@ def parse_document(document: Any) -> Circuit:
     return ours
 
 
-def _from_top_level(names: "_Names", nodes: Listed, edges: Listed) -> Circuit:
-    # What a MIB file of membership does not score is measured nowhere, so it is not listed outside.
+def _from_top_level(names: "_Names", listed_nodes: Listed, listed_edges: Listed) -> Circuit:
+    nodes = [(names.node(name), inside, score) for name, (inside, score) in listed_nodes.items()]
+    edges = [(names.edge(name), inside, score) for name, (inside, score) in listed_edges.items()]
     return Circuit(
         names.shape,
-        {names.node(name): score for name, (inside, score) in nodes.items() if inside},
-        {names.edge(name): score for name, (inside, score) in edges.items() if inside},
-        {names.edge(name): score for name, (inside, score) in edges.items() if not inside and score is not None},
-        outside_nodes={
-            names.node(name): score for name, (inside, score) in nodes.items() if not inside and score is not None
-        },
+        {node: score for node, inside, score in nodes if inside},
+        {edge: score for edge, inside, score in edges if inside},
+        {edge: score for edge, inside, score in edges if not inside and score is not None},
+        outside_nodes={node: score for node, inside, score in nodes if not inside and score is not None},
     )
 
 

@@ -10,21 +10,22 @@ from figure 3, tests off the task from the appendices on induction, duplicate-to
   the answer or the foil, wherever it stands in the prompt: for IOI at IO, S1 and S2, as in the paper's code.
 - **attention to P**, from where the head stands to the position named P; to its own token; to the first token.
   Of a head at several positions, the mean over those not before P. **even share**: what even attention would give.
+- **direct logit attribution**, for heads at END: what the head's output there adds to the logit of the answer, to that
+  of the foil, each above the mean over the vocabulary, and the difference; with the final norm's gain, and the scale
+  that it divides by as in the clean run, before any soft cap or scaling of the logits.
 - **output follows attention**, for heads at END: the correlation, over prompts and over answer and foil, of the
-  attention to a name, wherever it stands, with what the head writes at END in the name's direction. That direction
-  is the name's unembedding vector as seen through the final norm: with its gain and, in a LayerNorm, without the
-  mean. The scale that the norm divides by is left out: it is one number for both names of a prompt.
+  attention to a name, wherever it stands, with the direct logit attribution to it.
 - off the task, on `SEQUENCES` sequences of BOS, where there is one, up to `REPEATED` different random tokens, and the
   same again: **previous token**, attention to the token before; **duplicate token**, from a token's second place to
   its first; **induction**, from there to the token after the first.
 
-Units: probabilities, shares and a correlation; means over prompts or sequences, each with its standard error (the
-correlation's by bootstrap over prompts). The `reference` says what all heads of the model get, because the paper's
-thresholds are known for GPT-2 only.
+Units: probabilities, shares, logits and a correlation; means over prompts or sequences, each with its standard error
+(the correlation's by bootstrap over prompts). The `reference` says what all heads of the model get, because the
+paper's thresholds are known for GPT-2 only.
 
 Deviations: each head reads through its own layer's norm, where the paper's code takes block 1's. Where a norm stands
 between the heads and the residual stream (Gemma 3), `copy` takes what the head would write alone through it, and
-`output follows attention` what the norm gives with the head minus what it gives without.
+direct logit attribution what the norm gives with the head minus what it gives without.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -51,6 +52,7 @@ from neuroplast.tasks.prompts import PromptSet
 COPY, NEGATIVE_COPY = "copy", "negative copy"
 PREVIOUS, DUPLICATE, INDUCTION = OFF_TASK = ("previous token", "duplicate token", "induction")
 OWN_TOKEN, FIRST_TOKEN, EVEN_SHARE = "attention to own token", "attention to first token", "even share"
+ATTRIBUTION, TO_ANSWER, TO_FOIL = (f"direct logit attribution{to}" for to in ("", " to answer", " to foil"))
 FOLLOWS = "output follows attention"
 
 TOP = 5
@@ -135,8 +137,7 @@ def measure_heads(
     for node in nodes:
         samples = {name: all_heads.samples[node.layer or 0, node.head or 0] for name, all_heads in everywhere.items()}
         summaries = {name: _summary(each) for name, each in {**samples, **on_task.shares[node]}.items()}
-        written = on_task.written.get(node)
-        summaries[FOLLOWS] = (None, None) if written is None else _correlation(*written, seed)
+        summaries.update(_of_names(*on_task.names[node], seed) if node in on_task.names else {})
         found[node] = HeadMeasures(
             {name: value for name, (value, _) in summaries.items()},
             {name: error for name, (_, error) in summaries.items()},
@@ -170,8 +171,9 @@ class _AllHeads:
 class _OnTask:
     shares: Mapping[Node, Mapping[str, NDArray[np.float64]]]
     """By head and measure, of each prompt; NaN where there is none."""
-    written: Mapping[Node, tuple[NDArray[np.float64], NDArray[np.float64]]]
-    """For heads at END: the attention to answer and foil, and what is written in their directions; (prompt, 2)."""
+    names: Mapping[Node, tuple[NDArray[np.float64], NDArray[np.float64]]]
+    """For heads at END: the attention to answer and foil, NaN where they are not in the prompt, and the direct logit
+    attribution to them; (prompt, 2)."""
 
 
 def _copy_scores(
@@ -264,29 +266,31 @@ def _on_task(
 ) -> _OnTask:
     """Attention of some heads on the clean prompts, and what those at END write."""
     n = len(prompts)
-    until = 1 + max(node.layer or 0 for node in nodes)
     at_end = [node for node in nodes if node.position in ("end", None)]
-    kept: tuple[Place, ...] = ("pattern", *(("z", "attention") if at_end else ()))
+    ending = _Ending(model) if at_end else None
+    until = model.n_layers if at_end else 1 + max(node.layer or 0 for node in nodes)
+    kept: tuple[Place, ...] = ("pattern", "z", "attention") if at_end else ("pattern",)
     shares: dict[Node, dict[str, NDArray[np.float64]]] = {node: {} for node in nodes}
-    written = {node: (np.full((n, 2), np.nan), np.full((n, 2), np.nan)) for node in at_end}
-    directions = _directions(model, torch.stack([prompts.answer, prompts.foil], dim=1)) if at_end else None
+    names = {node: (np.full((n, 2), np.nan), np.full((n, 2), np.nan)) for node in at_end}
 
     def work(chunk: Chunk, _: int, tick: Callable[[], None]) -> None:
         run = record(model, chunk.prompts.clean, kept, until=until)
         rows = chunk.rows.numpy()
+
+        def at_the_end(values: Tensor) -> Tensor:
+            return at_positions(values, chunk.end[:, None])[:, 0]
+
         for node in nodes:
-            pattern = run.pattern[node.layer or 0][:, node.head].double()
+            layer = node.layer or 0
+            pattern = run.pattern[layer][:, node.head].double()
             for name, each in _shares(pattern, chunk, node).items():
                 shares[node].setdefault(name, np.full(n, np.nan))[rows] = each.cpu().numpy()
-            if node in written and directions is not None:
-                attention, says = _to_names(pattern, chunk)
-                output = _written(
-                    model, node, *(at_positions(part[node.layer or 0], chunk.end[:, None])[:, 0]
-                    for part in (run.z, run.attention))
-                )  # fmt: skip
-                along = torch.einsum("pd,pnd->pn", output.float(), directions[chunk.rows.to(model.device)])
-                for into, found in zip(written[node], (attention, along), strict=True):
-                    into[rows] = torch.where(says, found.double(), torch.nan).cpu().numpy()
+            if ending is not None and node in names:
+                output = _written(model, node, at_the_end(run.z[layer]), at_the_end(run.attention[layer]))
+                choices = torch.stack([chunk.prompts.answer, chunk.prompts.foil], dim=1)
+                adds = ending.attribute(output, at_the_end(run.residual[until]), choices)
+                for into, found in zip(names[node], (_to_names(pattern, chunk), adds), strict=True):
+                    into[rows] = found.double().cpu().numpy()
         tick()
 
     size = Size(recorded_bytes(model, prompts.width, [(*kept, "residual")]), 1, 1)
@@ -294,7 +298,7 @@ def _on_task(
     seen = {
         node: {name: each for name, each in mine.items() if np.isfinite(each).any()} for node, mine in shares.items()
     }
-    return _OnTask(seen, written)
+    return _OnTask(seen, names)
 
 
 def _shares(pattern: Float[Tensor, "prompt query key"], chunk: Chunk, node: Node) -> dict[str, Float[Tensor, "prompt"]]:
@@ -316,15 +320,13 @@ def _shares(pattern: Float[Tensor, "prompt query key"], chunk: Chunk, node: Node
     return found
 
 
-def _to_names(
-    pattern: Float[Tensor, "prompt query key"], chunk: Chunk
-) -> tuple[Float[Tensor, "prompt name"], Bool[Tensor, "prompt name"]]:
-    """Attention from END to the answer and to the foil wherever they stand, and whether they stand anywhere."""
+def _to_names(pattern: Float[Tensor, "prompt query key"], chunk: Chunk) -> Float[Tensor, "prompt name"]:
+    """Attention from END to the answer and to the foil wherever they stand; NaN where they do not."""
     prompts = chunk.prompts
     said = prompts.clean[:, None] == torch.stack([prompts.answer, prompts.foil], dim=1)[:, :, None]
     said = said & position_mask(prompts, None)[:, None]
     from_end = at_positions(pattern, chunk.end[:, None])
-    return (from_end * said).sum(dim=2), said.any(dim=2)
+    return (from_end * said).sum(dim=2).masked_fill(~said.any(dim=2), torch.nan)
 
 
 def _written(
@@ -369,27 +371,49 @@ def _is_on_top(model: Network, residual: Float[Tensor, "row d_model"], own: Int[
     return beaten < TOP
 
 
-def _directions(model: Network, tokens: Int[Tensor, "prompt choice"]) -> Float[Tensor, "prompt choice d_model"]:
-    """The unembedding vectors of tokens as seen through the final norm, but for the scale that it divides by.
+class _Ending:
+    """The final norm and the unembedding as a linear map, the norm's scale being given.
 
     The norm's gain is what it gives for a vector of signs, whose mean is 0 and whose scale is 1. A norm that gives
     nothing for a constant vector subtracts the mean.
     """
-    signs = 1.0 - 2.0 * (torch.arange(model.d_model, device=model.device) % 2)
-    probes = torch.stack([torch.zeros_like(signs), signs, torch.ones_like(signs)]).to(model.module.dtype)
-    seen: list[Tensor] = []
 
-    def keep(hidden: Tensor) -> Tensor:
-        seen.append(hidden.float())
-        return hidden
+    def __init__(self, model: Network) -> None:
+        self.model = model
+        signs = 1.0 - 2.0 * (torch.arange(model.d_model, device=model.device) % 2)
+        probes = torch.stack([torch.zeros_like(signs), signs, torch.ones_like(signs)])
+        self.bias, of_signs, of_ones = self.normed(probes.to(model.module.dtype))
+        self.gain = (of_signs - self.bias) * signs
+        self.centres = bool((of_ones - self.bias).norm() < 0.01 * self.gain.norm())
+        self.weight = unembedding_of(model.module).weight
+        self.mean = self.weight.mean(dim=0, dtype=torch.float32)
 
-    _end(model, probes, keep)
-    bias, of_signs, of_ones = seen[0]
-    gain = (of_signs - bias) * signs
-    vectors = unembedding_of(model.module).weight[tokens.to(model.device)].float() * gain
-    if bool((of_ones - bias).norm() < 0.01 * gain.norm()):
-        vectors = vectors - vectors.mean(dim=2, keepdim=True)
-    return vectors
+    def normed(self, residual: Float[Tensor, "row d_model"]) -> Float[Tensor, "row d_model"]:
+        """What the unembedding reads."""
+        seen: list[Tensor] = []
+
+        def keep(hidden: Tensor) -> Tensor:
+            seen.append(hidden.float())
+            return hidden
+
+        _end(self.model, residual, keep)
+        return seen[0]
+
+    def attribute(
+        self,
+        output: Float[Tensor, "prompt d_model"],
+        final: Float[Tensor, "prompt d_model"],
+        tokens: Int[Tensor, "prompt choice"],
+    ) -> Float[Tensor, "prompt choice"]:
+        """What a part of the final residual stream adds to the logits of tokens, above the vocabulary's mean."""
+        whole = self._scaled(final)
+        scale = whole.pow(2).sum(dim=1) / (whole * (self.normed(final) - self.bias)).sum(dim=1)
+        directions = self.weight[tokens].float() - self.mean
+        return torch.einsum("pd,pcd->pc", self._scaled(output), directions) / scale[:, None]
+
+    def _scaled(self, x: Tensor) -> Tensor:
+        x = x.float()
+        return self.gain * (x - x.mean(dim=1, keepdim=True) if self.centres else x)
 
 
 def _end(model: Network, residual: Float[Tensor, "row d_model"], unembed: Callable[[Tensor], Tensor]) -> Tensor:
@@ -413,21 +437,34 @@ def _summary(samples: NDArray[np.float64]) -> tuple[float | None, float | None]:
     return float(found.mean()), float(found.std(ddof=1) / len(found) ** 0.5) if len(found) > 1 else None
 
 
+def _of_names(
+    attention: NDArray[np.float64], adds: NDArray[np.float64], seed: int
+) -> dict[str, tuple[float | None, float | None]]:
+    """The measures of a head at END that have to do with answer and foil."""
+    to_answer, to_foil = adds.T
+    return {
+        ATTRIBUTION: _summary(to_answer - to_foil),
+        TO_ANSWER: _summary(to_answer),
+        TO_FOIL: _summary(to_foil),
+        FOLLOWS: _correlation(attention, adds, seed),
+    }
+
+
 def _correlation(
-    attention: NDArray[np.float64], written: NDArray[np.float64], seed: int
+    attention: NDArray[np.float64], adds: NDArray[np.float64], seed: int
 ) -> tuple[float | None, float | None]:
     """Pearson's correlation over prompts and names, and its standard error over resampled prompts.
 
     Args:
         attention: (prompt, name), NaN where a name is not in the prompt.
-        written: likewise.
+        adds: (prompt, name).
         seed: seed of the resamples.
     """
     there = np.isfinite(attention)
     if there.any(axis=1).sum() < 3:
         return None, None
-    a, b = (np.where(there, each - each[there].mean(), 0.0) for each in (attention, written))
-    if any(np.abs(each).max() <= CONSTANT * np.abs(of[there]).max() for each, of in ((a, attention), (b, written))):
+    a, b = (np.where(there, each - each[there].mean(), 0.0) for each in (attention, adds))
+    if any(np.abs(each).max() <= CONSTANT * np.abs(of[there]).max() for each, of in ((a, attention), (b, adds))):
         return None, None
     moments = [np.sum(each, axis=1) for each in (there, a, b, a * a, b * b, a * b)]
 

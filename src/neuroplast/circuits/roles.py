@@ -1,19 +1,23 @@
 """What the heads of a circuit do, by the definitions of Wang et al. 2022 (arXiv 2211.00593), section 3.
 
-The rules were fixed from those definitions before they were tried on any model. Numbers come from
-`neuroplast.circuits.head_measures`; what a head acts on comes from the circuit's edges. A role is given when every
-part of its rule holds:
+Numbers come from `neuroplast.circuits.head_measures`; what a head acts on comes from the circuit's edges. A role is
+given when every part of its rule holds:
 
 | role | stands at | acts | and |
 |---|---|---|---|
-| name mover | END | writes to the logits, and helps | copies; attends to IO |
-| negative name mover | END | writes to the logits, and hinders | copies negatively; attends to IO |
-| backup name mover | END | writes to the logits and helps once the movers are knocked out, not before | copies |
-| S-inhibition | END | lowers, through movers' queries, what they do | attends to S2 or S1 |
+| name mover | END | on the logits, and helps | adds more to the answer's logit than to the foil's |
+| negative name mover | END | on the logits, and hinders | adds less to the answer's than to the foil's |
+| backup name mover | END | on the logits, and helps, with the movers knocked out only | |
+| S-inhibition | END | through movers' queries, on what they do | attends to S2 or S1 |
 | induction | S2 | | attends to S1+1, or shows induction off the task |
 | duplicate token | S2 | | attends to S1, or shows duplicate-token attention off the task |
 | previous token | S1+1 | | attends to S1, or shows previous-token attention off the task |
 
+- *Adds*: direct logit attribution, the paper's projection of the head's output on the names. A mover's reason also
+  says whether it is like the published ones, which *attend to* IO and *copy* (negative ones *copy negatively*).
+- *Acts through movers' queries*: of its edges into queries of movers, the strongest one strengthens what that mover
+  does: it helps where a (backup) name mover reads it, it hinders where a negative one does. A head that acts on logits
+  and queries is tried first for what it does more.
 - *Attends to P*: more than to any other named position but its own, and more than even attention would.
 - *Copies*: its output follows its attention (a correlation above 0), or its copy score is among those of the
   model's top 5 % of heads and above its negative copy score. *Copies negatively*: the same with both signs flipped.
@@ -21,25 +25,32 @@ part of its rule holds:
 - *Shows* a pattern *off the task*: its score is among those of the model's top 5 % of heads, and above that of even
   attention. Of several patterns, the one with the most attention counts. A pattern off the task and attention on
   the task that say different things contradict each other.
-- *Acts through movers' queries*: of its edges into queries of movers, the strongest one helps a (backup) name mover's
-  help, or a negative one's hindrance.
-- *More* and *above 0* on the task mean by more than `ERRORS` standard errors (of two means, taken as independent).
+- *More* and *above 0*, of means over prompts: by more than `ERRORS` standard errors (of two means, taken as
+  independent).
 
 Everything else is `unclassified`, with the nearest rule and what it lacks. So is a head at a position that no rule
-names. Where a task does not name IO, S1 and S2, or a head stands at no position, only some of this can be said: a
-pattern off the task at any position, and, of heads at END, copying without the part on attention. Such a task's heads
-get their pattern first, because it says how a head finds what it copies; on a task with names, what they write.
+names. Where a task does not name IO, S1 and S2, a head can still show a pattern off the task, at any position, and be
+a mover if it also copies (negatively); the pattern is tried first, because it says how a head finds what it copies.
+A head without a position is tried for what it does at END, then for its pattern.
 
-Sign: LD(patched) - LD(clean), so a negative edge helps. Deviations: the paper's threshold on copy scores (95 %) is
-known for GPT-2 only, so a head is compared with the model's other heads; the paper looked at patterns off the task
-to confirm what it found on the task, here one of both will do; the paper calls a head a backup by its effect alone.
+Sign: LD(patched) - LD(clean), so a negative edge helps.
+
+Deviations:
+- The paper's name movers also attend to IO and have a copy score above 95 %. Such heads there are in SmolLM2-135M, but
+  they are not those with the largest effects: one of these attends to S2 and writes against S, others, in the last
+  layer, attend to no name and write for or against IO what earlier heads brought to END. All of these are movers by
+  what they write, so what they write decides, and the rest is told. The other rules were fixed before any model was
+  looked at.
+- The paper confirms off the task what it found on the task; here one of both will do.
+- Copy scores and patterns are compared with the model's other heads, because thresholds are known for GPT-2 only.
 """
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from neuroplast.circuits.circuit import Circuit, Role
 from neuroplast.circuits.head_measures import (
+    ATTRIBUTION,
     COPY,
     DUPLICATE,
     EVEN_SHARE,
@@ -48,6 +59,8 @@ from neuroplast.circuits.head_measures import (
     NEGATIVE_COPY,
     OFF_TASK,
     PREVIOUS,
+    TO_ANSWER,
+    TO_FOIL,
     HeadMeasures,
     Measured,
     Reference,
@@ -62,6 +75,8 @@ MOVER, BACKUP, NEGATIVE = "name mover", "backup name mover", "negative name move
 INHIBITION, UNCLASSIFIED = "S-inhibition", "unclassified"
 ROLES = (MOVER, BACKUP, NEGATIVE, INHIBITION, INDUCTION, DUPLICATE, PREVIOUS, UNCLASSIFIED)
 """All roles."""
+MOVERS = (MOVER, BACKUP, NEGATIVE)
+"""Roles of heads that act on the logits."""
 
 ERRORS = 2.0
 """Standard errors by which a difference must stand apart from 0."""
@@ -89,6 +104,8 @@ class _Rule:
 
     role: str
     parts: tuple[_Part, ...]
+    remark: str = ""
+    """What does not decide, but is to be told."""
 
     @property
     def holds(self) -> bool:
@@ -142,9 +159,13 @@ def judge_roles(
         backups: its nodes that showed only with the movers knocked out.
     """
     named = set(NAMES) <= set(positions)
-    heads = {node: _Head(node, circuit, measured, positions, named, node in backups) for node in circuit.heads}
-    movers = {node: rule.role for node, head in heads.items() if (rule := _first(head.moving())) is not None}
-    return {node: head.role(movers) for node, head in heads.items()}
+    roles: dict[Node, Role] = {}
+    # From the logits backwards: what a head does through queries depends on the roles of those that it reaches.
+    for node in reversed(circuit.heads):
+        head = _Head(node, circuit, measured, positions, named, node in backups)
+        movers = {mover: role.name for mover, role in roles.items() if role.name in MOVERS}
+        roles[node] = head.role(movers)
+    return {node: roles[node] for node in circuit.heads}
 
 
 class _Head:
@@ -166,44 +187,66 @@ class _Head:
         self.named = named and node.position is not None
         self.on_named_task = named
 
-    def role(self, movers: dict[Node, str]) -> Role:
+    def role(self, movers: Mapping[Node, str]) -> Role:
         """The first rule that holds, or the nearest."""
         rules = self.rules(movers)
         if (rule := _first(rules)) is not None:
-            return Role(rule.role, rule.said(holds=True), self._numbers())
+            why = "; ".join(filter(None, (rule.said(holds=True), rule.remark)))
+            return Role(rule.role, why, self._numbers())
         if not rules:
             return Role(UNCLASSIFIED, f"no role is defined for heads at {self.node.position}", self._numbers())
         near = max(rules, key=lambda rule: sum(part.holds for part in rule.parts) / len(rule.parts))
         return Role(UNCLASSIFIED, f"nearest is {near.role}, but: {near.said(holds=False)}", self._numbers())
 
-    def rules(self, movers: dict[Node, str]) -> list[_Rule]:
+    def rules(self, movers: Mapping[Node, str]) -> list[_Rule]:
         """The rules that may apply where the head stands, the first one first."""
         if self.node.position == "end" and self.named:
-            return [*self.moving(), *([] if self.is_backup else [self._inhibition(movers)])]
+            through = self._strongest(movers)
+            inhibition = [] if self.is_backup else [self._inhibition(through, movers)]
+            more = through is not None and abs(self.edges[through]) > abs(self._at_logits() or 0.0)
+            return [*inhibition, *self._moving()] if more else [*self._moving(), *inhibition]
         if self.named:
             return self._patterns_on_task()
-        patterns, moving = self._patterns_off_task(), self.moving()
+        patterns, moving = self._patterns_off_task(), self._moving()
         return [*moving, *patterns] if self.on_named_task else [*patterns, *moving]
 
-    def moving(self) -> list[_Rule]:
-        """The rules on heads that write to the logits."""
+    def _moving(self) -> list[_Rule]:
+        """The rules on heads that act on the logits."""
         if self.node.position not in ("end", None):
             return []
         if self.is_backup:
-            return [_Rule(BACKUP, (self._writes(helping=True), self._copies(positively=True)))]
-        attends = (self._attends(["io"]),) if self.named else ()
-        return [
-            _Rule(role, (self._writes(helping), self._copies(helping), *attends))
-            for role, helping in ((MOVER, True), (NEGATIVE, False))
-        ]
+            return [_Rule(BACKUP, (self._acts(helping=True),), self._copies(positively=True).said)]
+        return [self._mover(MOVER, helping=True), self._mover(NEGATIVE, helping=False)]
 
-    def _writes(self, helping: bool) -> _Part:
-        scores = [score for edge, score in self.edges.items() if edge.destination.kind == "logits"]
-        if not scores:
+    def _mover(self, role: str, helping: bool) -> _Rule:
+        parts = (self._acts(helping), self._adds(helping))
+        copies = self._copies(positively=helping)
+        if not self.on_named_task:
+            return _Rule(role, (*parts, copies))
+        if not self.named:
+            return _Rule(role, parts, copies.said)
+        attends = self._attends(["io"])
+        like = "like" if copies.holds and attends.holds else "unlike"
+        return _Rule(role, parts, f"{like} the published ones, {copies.said}; {attends.said}")
+
+    def _at_logits(self) -> float | None:
+        """The effect of the head on the logits."""
+        return next((score for edge, score in self.edges.items() if edge.destination.kind == "logits"), None)
+
+    def _acts(self, helping: bool) -> _Part:
+        if (score := self._at_logits()) is None:
             return _Part(False, "no edge to the logits")
-        does = "helps" if scores[0] < 0 else "hinders"
+        does = "helps" if score < 0 else "hinders"
         when = " with the movers knocked out" if self.is_backup else ""
-        return _Part((scores[0] < 0) is helping, f"{does} at the logits{when} ({scores[0]:+.2f})")
+        return _Part((score < 0) is helping, f"{does} at the logits{when} ({score:+.2f})")
+
+    def _adds(self, helping: bool) -> _Part:
+        value, error = self._value(ATTRIBUTION), self.measures.errors.get(ATTRIBUTION) or 0.0
+        answer, foil = self._value(TO_ANSWER), self._value(TO_FOIL)
+        if value is None or answer is None or foil is None:
+            return _Part(False, "direct logit attribution could not be measured")
+        said = f"adds {answer:+.2f} to the answer and {foil:+.2f} to the foil (difference {value:+.2f} ± {error:.2f})"
+        return _Part((value if helping else -value) > ERRORS * error, said)
 
     def _copies(self, positively: bool) -> _Part:
         sign = 1 if positively else -1
@@ -226,20 +269,19 @@ class _Head:
             verdict = "copying is contradictory"
         return _Part(holds, f"{verdict}: {', '.join(said)}")
 
-    def _inhibition(self, movers: dict[Node, str]) -> _Rule:
-        into = {
-            edge: score
-            for edge, score in self.edges.items()
-            if edge.destination.channel == "q" and _head_of(edge) in movers
-        }
-        if into:
-            edge = max(into, key=lambda edge: abs(into[edge]))
-            role = movers[_head_of(edge)]
-            lowers = (into[edge] > 0) is (role == NEGATIVE)
-            does = "works through" if lowers else "works against"
-            acts = _Part(lowers, f"{does} the query of {_head_of(edge)}, a {role} ({into[edge]:+.2f})")
-        else:
+    def _strongest(self, movers: Mapping[Node, str]) -> Edge | None:
+        """The strongest edge into a mover's query."""
+        into = [edge for edge in self.edges if edge.destination.channel == "q" and _head_of(edge) in movers]
+        return max(into, key=lambda edge: abs(self.edges[edge]), default=None)
+
+    def _inhibition(self, through: Edge | None, movers: Mapping[Node, str]) -> _Rule:
+        if through is None:
             acts = _Part(False, "no edge into a mover's query")
+        else:
+            score, role = self.edges[through], movers[_head_of(through)]
+            strengthens = (score > 0) is (role == NEGATIVE)
+            does = "strengthens" if strengthens else "weakens"
+            acts = _Part(strengthens, f"{does}, through its query, {_head_of(through)}, a {role} ({score:+.2f})")
         return _Rule(INHIBITION, (acts, self._attends(["s2", "s1"])))
 
     def _attends(self, wanted: Iterable[str]) -> _Part:

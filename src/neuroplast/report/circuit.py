@@ -11,6 +11,7 @@ The same circuit gives the same bytes.
 
 import csv
 import io
+import math
 import textwrap
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -64,7 +65,7 @@ STYLES: Mapping[str, Sequence[float]] = {"q": (), "k": (5.5, 2.2), "v": (1.3, 1.
 
 # All lengths are inches.
 BOX_HEIGHT, GAP, MARGIN, CLEAR = 0.34, 0.26, 0.3, 0.04
-LABELS, LEGEND, LEAST_WIDTH = 0.75, 2.95, 7.0
+LABELS, LEGEND, LEGEND_LINE, LEAST_WIDTH = 0.75, 2.95, 0.23, 7.0
 BOXES_A_LINE = {False: 12, True: 6}
 """Most boxes side by side in one column, by whether there are several columns."""
 PITCHES, IDEAL_HEIGHT = (0.66, 0.95), 10.0
@@ -219,7 +220,7 @@ class _Plan:
         inner = [node for node in drawn.nodes if node.kind in ("head", "mlp")]
         self.scored = any(circuit.nodes.get(node) is not None for node in inner)
         self.columns = _columns(circuit, inner)
-        self.box_width = 0.19 + 0.07 * max([len(str(node.at(None))) for node in inner], default=4)
+        self.box_width = 0.19 + 0.07 * max([5, *(len(str(node.at(None))) for node in inner)])
         cells: dict[tuple[int, str | None], list[Node]] = defaultdict(list)
         for node in inner:
             cells[node.layer or 0, node.position].append(node)
@@ -236,8 +237,9 @@ class _Plan:
             for line in textwrap.wrap(text, int((self.width - self.left - MARGIN) / 0.061))
         ]
         rise = MARGIN + 0.17 * len(self.caption) + (0.45 if self.columns != [None] else 0.25) + 0.14 + BOX_HEIGHT / 2
-        rise = max(rise, 3.0 * MARGIN + sum(0.24 for _ in self.legend) - (self.n_rows - 1) * self.pitch)
-        self.bottom, self.top = rise, rise + (self.n_rows - 1) * self.pitch
+        tall = (self.n_rows - 1) * self.pitch
+        self.bottom = max(rise, MARGIN + LEGEND_LINE * (len(self.legend) + 1) - tall)
+        self.top = self.bottom + tall
         self.height = self.top + BOX_HEIGHT / 2 + 1.05
 
     def _in_cell(self, node: Node) -> tuple[bool, str, int]:
@@ -264,10 +266,12 @@ class _Plan:
             count = max(map(len, here.values()))
             for column, found in here.items():
                 left, right = self.spans[column]
-                for number, line in enumerate(found):
+                # An MLP reads the heads of its layer, so it stands no lower than any of them.
+                first = count - len(found) if any(node.kind == "mlp" for line in found for node in line) else 0
+                for number, line in enumerate(found, start=row + first):
                     x = (left + right - len(line) * (self.box_width + GAP) + GAP) / 2
                     for node in line:
-                        self.boxes[node] = _Box(node, x, x + self.box_width, row + number)
+                        self.boxes[node] = _Box(node, x, x + self.box_width, number)
                         x += self.box_width + GAP
             self.labels.append((f"layer {layer}", row, row + count - 1))
             row += count
@@ -466,6 +470,7 @@ def _dashes(channel: str, width: float) -> LineStyleType:
 
 
 def _draw_boxes(axes: Axes, plan: _Plan) -> None:
+    largest = max((abs(plan.circuit.nodes.get(node) or 0.0) for node in plan.boxes), default=0.0)
     seen: set[tuple[str, int]] = set()
     for node, box in plan.boxes.items():
         bar = node.kind in ("input", "logits")
@@ -486,7 +491,7 @@ def _draw_boxes(axes: Axes, plan: _Plan) -> None:
             axes, box.middle, low + BOX_HEIGHT * (0.67 if two else 0.5), name, 8, weight="bold", colour=ink, zorder=5
         )
         if two:
-            text = "–" if score is None else f"{score:+.2f}".replace("-", "−")
+            text = "–" if score is None else _number(score, largest)
             _write(axes, box.middle, low + BOX_HEIGHT * 0.27, text, 6.5, colour=ink, zorder=5)
 
 
@@ -548,7 +553,7 @@ def _draw_legend(axes: Axes, plan: _Plan) -> None:
             axes.add_line(Line2D((x, x + 0.34), (y, y), color=key.colour, linestyle=style, linewidth=key.width))
         if key.colour:
             _write(axes, x + 0.45, y, key.text, 8.5, align="left")
-        y -= 0.23
+        y -= LEGEND_LINE
 
 
 def _draw_nothing(circuit: Circuit) -> Figure:
@@ -633,6 +638,14 @@ def _outline(shape: FancyBboxPatch, fill: str, dashed: bool) -> None:
     shape.set_edgecolor("#1f2430" if dashed else (red, green, blue))
     shape.set_linewidth(1.4 if dashed else 0.9)
     shape.set_linestyle((0, (2.6, 1.5)) if dashed else "-")
+
+
+def _number(score: float, largest: float) -> str:
+    """With as many places as the largest score has something to show in."""
+    if largest and not 1e-4 <= largest < 1e4:
+        return f"{score:+.0e}".replace("-", "−")
+    places = 2 if largest >= 0.3 or not largest else 1 - math.floor(math.log10(largest))
+    return f"{score:+.{places}f}".replace("-", "−")
 
 
 def _sign_colour(score: float | None) -> str:
