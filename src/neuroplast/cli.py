@@ -400,11 +400,13 @@ def _print_story(summary: dict[str, Any]) -> None:
 
 
 def _print_circuit(summary: dict[str, Any]) -> None:
-    table = _table("node", "score", "role", "because")
+    stability = summary["stability"] or {}
+    table = _table("node", "score", "role", "in resamples")
     heads = sorted(summary["nodes"], key=lambda row: -abs(row["score"] or 0.0))
     for row in heads[:CIRCUIT_ROWS]:
         score = "–" if row["score"] is None else f"{row['score']:+.3f}"
-        table.add_row(row["node"], score, row["role"] or "–", escape(row["why"] or ""))
+        share = stability.get("frequency", {}).get(row["node"])
+        table.add_row(row["node"], score, row["role"] or "–", "–" if share is None else f"{share:.0%}")
     stdout.print(table)
     circuit = summary["circuit"]
     shares = ", ".join(
@@ -422,14 +424,14 @@ def _print_circuit(summary: dict[str, Any]) -> None:
         style="dim",
         markup=False,
     )
-    if (stability := summary["stability"]) and stability["nodes_jaccard"]["mean"] is not None:
-        found = stability["nodes_jaccard"]
-        stdout.print(
-            f"stability: mean pairwise Jaccard {_with_interval(found['mean'], found['spread'])} of the nodes over "
-            f"{stability['resamples']} resamples of the prompts",
-            style="dim",
-            markup=False,
-        )
+    for level in ("nodes", "edges"):
+        if (found := stability.get(f"{level}_jaccard")) and found["mean"] is not None:
+            stdout.print(
+                f"stability of the {level}: mean pairwise Jaccard {_with_interval(found['mean'], found['spread'])} "
+                f"over {stability['resamples']} resamples of the prompts",
+                style="dim",
+                markup=False,
+            )
 
 
 def _print_criteria(document: dict[str, Any]) -> None:

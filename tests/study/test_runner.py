@@ -9,10 +9,15 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from neuroplast.circuits.files import load_circuit
 from neuroplast.errors import InputError, StorageError
+from neuroplast.interventions.ablation import build_ablation
+from neuroplast.interventions.knockout import run_knockouts
 from neuroplast.models.sources import load_model
 from neuroplast.study import StudyConfig, build_config, run_study, runner
-from neuroplast.tasks.prompts import load_records
+from neuroplast.study.circuits import load_circuits
+from neuroplast.tasks import ioi
+from neuroplast.tasks.prompts import build_prompt_set, load_records
 
 STAGES = ("base", "tuned", "control/equal_steps", "poisoned/subject_duplication", "recovered/subject_duplication")
 SETTINGS = {"n_prompts": 10, "resamples": 100, "save_every": 1}
@@ -102,7 +107,12 @@ def test_the_summary_is_the_contracts(run: Path):
         assert set(stage["behaviour"]["logit_diff"]) == {"mean", "ci95"}
         low, high = stage["behaviour"]["logit_diff"]["ci95"]
         assert low <= stage["behaviour"]["logit_diff"]["mean"] <= high
-        assert stage["circuit"] is None and stage["why"]["circuit"]
+        looked_for = stage["kind"] in ("base", "poisoned", "recovered")
+        assert (stage["circuit"] is None) == ("circuit" in stage["why"]) and (looked_for or not stage["circuit"])
+        if stage["circuit"]:
+            assert {"n_nodes", "n_edges", "sparsity", "faithfulness", "completeness_gap", "minimality_min"} <= set(
+                stage["circuit"]
+            )
         assert (stage["restoration"] is None) == (stage["kind"] != "recovered")
     restoration = summary["stages"][-1]["restoration"]
     for row in ("behaviour", "mechanism", "damage_undone", "structure", "function"):
@@ -124,6 +134,30 @@ def test_the_summarys_numbers_are_those_of_the_saved_effects(run: Path):
         strongest = np.abs(means).argmax()
         name = f"a{strongest // base['effects'].shape[1]}.h{strongest % base['effects'].shape[1]}"
         assert stage["heads_to_logits"]["top"][0] == [name, pytest.approx(means[strongest], abs=1e-5)]
+
+
+def test_a_stages_circuit_is_in_its_folder_and_held_against_the_bases(run: Path):
+    stages = {stage["id"]: stage for stage in document(run / "summary.json")["stages"]}
+    assert stages["base"]["circuit"], "tiny's own circuit is found on 12 prompts"
+    base = load_circuit(run / "stages/base/circuit.json")
+    assert stages["base"]["similarity_to_base"]["nodes_jaccard"] == 1
+    assert load_circuit(run / "stages/base/edges.json").edges
+    for name in ("poisoned/subject_duplication", "recovered/subject_duplication"):
+        found, stage = load_circuits(run / "stages" / name), stages[name]
+        assert found is not None and found.nodes is not None
+        assert stage["circuit"]["n_nodes"] == len(found.nodes.nodes)
+        assert stage["similarity_to_base"]["nodes_jaccard"] == found.nodes.jaccard(base)
+    restoration = stages["recovered/subject_duplication"]["restoration"]
+    recovered = load_circuits(run / "stages/recovered/subject_duplication")
+    assert restoration["structure"] == recovered.nodes.jaccard(base)
+    assert restoration["function"] == recovered.criteria["base_circuit"]["faithfulness"]["value"]
+    model = load_model(run / "stages/recovered/subject_duplication/checkpoint")
+    prompts = build_prompt_set(model.tokenizer, "ioi", load_records(run / "prompts" / "measured.jsonl"))
+    others = ioi.prompts(model, smoke().circuit_reference, runner.REFERENCE_SEED, split="eval")
+    ablation = build_ablation(model, prompts, reference=others)
+    inside = run_knockouts(model, prompts, [base.heads], ablation, keep=True).mean()
+    whole = run_knockouts(model, prompts, [()], ablation).mean()
+    assert restoration["function"] == pytest.approx(float(inside / whole), abs=1e-4)
 
 
 def test_what_is_measured_was_never_trained_on(run: Path):

@@ -186,17 +186,15 @@ def _copy_scores(
     def work(chunk: Chunk, _: int, tick: Callable[[], None]) -> None:
         run = record(model, chunk.prompts.clean, (), until=1)
         rows, at = name_mask(chunk.prompts).nonzero(as_tuple=True)
-        own = chunk.prompts.clean[rows, at].repeat(2 * model.n_heads)
+        own = chunk.prompts.clean[rows, at]
         count = torch.bincount(rows, minlength=len(chunk.rows))
         for layer in range(model.n_layers):
-            value = model.read_heads(layer, run.residual[1], run.start.calls[layer]).value[rows, :, at]
-            value = value[:, [model.kv_head(head) for head in range(model.n_heads)]]
-            written = torch.einsum("nhf,hfd->hnd", value, model.head_weights(layer))
-            both = _alone(model, layer, torch.stack([written, -written]).flatten(0, 2))
-            copied = _is_on_top(model, both, own).view(2, model.n_heads, -1).double()
-            sums = copied.new_zeros(2, model.n_heads, len(count)).index_add_(2, rows, copied)
-            # A prompt without names has no share: 0 / 0.
-            samples[:, layer][..., chunk.rows.numpy()] = (sums / count).cpu().numpy()
+            if len(rows):
+                value = model.read_heads(layer, run.residual[1], run.start.calls[layer]).value[rows, :, at]
+                copied = _are_copied(model, layer, value, own).double()
+                sums = copied.new_zeros(2, model.n_heads, len(count)).index_add_(2, rows, copied)
+                # A prompt without names has no share: 0 / 0.
+                samples[:, layer][..., chunk.rows.numpy()] = (sums / count).cpu().numpy()
             tick()
 
     itemsize = model.module.dtype.itemsize
@@ -205,6 +203,16 @@ def _copy_scores(
     in_prompt_chunks(model, prompts, Size(size, 1, 1), work, model.n_layers, memory=memory, progress=progress)
     chance = TOP / len(unembedding_of(model.module).weight)
     return {COPY: _AllHeads(samples[0], chance), NEGATIVE_COPY: _AllHeads(samples[1], chance)}
+
+
+def _are_copied(
+    model: Network, layer: int, value: Float[Tensor, "name kv_head d_head"], own: Int[Tensor, "name"]
+) -> Bool[Tensor, "sign head name"]:
+    """Whether each head of a layer, and each with its sign flipped, copies names from their values."""
+    value = value[:, [model.kv_head(head) for head in range(model.n_heads)]]
+    written = torch.einsum("nhf,hfd->hnd", value, model.head_weights(layer))
+    both = _alone(model, layer, torch.stack([written, -written]).flatten(0, 2))
+    return _is_on_top(model, both, own.repeat(2 * model.n_heads)).view(2, model.n_heads, -1)
 
 
 def _off_task(model: Network, seed: int, memory: str | int | None, progress: Progress | None) -> dict[str, _AllHeads]:
@@ -269,7 +277,7 @@ def _on_task(
     at_end = [node for node in nodes if node.position in ("end", None)]
     ending = _Ending(model) if at_end else None
     until = model.n_layers if at_end else 1 + max(node.layer or 0 for node in nodes)
-    kept: tuple[Place, ...] = ("pattern", "z", "attention") if at_end else ("pattern",)
+    kept: tuple[Place, ...] = ("pattern", *(("z", "attention") if at_end else ()))
     shares: dict[Node, dict[str, NDArray[np.float64]]] = {node: {} for node in nodes}
     names = {node: (np.full((n, 2), np.nan), np.full((n, 2), np.nan)) for node in at_end}
 
@@ -280,15 +288,16 @@ def _on_task(
         def at_the_end(values: Tensor) -> Tensor:
             return at_positions(values, chunk.end[:, None])[:, 0]
 
+        scale = ending.scale(at_the_end(run.residual[until])) if ending is not None else None
+        choices = torch.stack([chunk.prompts.answer, chunk.prompts.foil], dim=1)
         for node in nodes:
             layer = node.layer or 0
             pattern = run.pattern[layer][:, node.head].double()
             for name, each in _shares(pattern, chunk, node).items():
                 shares[node].setdefault(name, np.full(n, np.nan))[rows] = each.cpu().numpy()
-            if ending is not None and node in names:
+            if ending is not None and scale is not None and node in names:
                 output = _written(model, node, at_the_end(run.z[layer]), at_the_end(run.attention[layer]))
-                choices = torch.stack([chunk.prompts.answer, chunk.prompts.foil], dim=1)
-                adds = ending.attribute(output, at_the_end(run.residual[until]), choices)
+                adds = ending.attribute(output, choices) / scale
                 for into, found in zip(names[node], (_to_names(pattern, chunk), adds), strict=True):
                     into[rows] = found.double().cpu().numpy()
         tick()
@@ -360,11 +369,12 @@ def _is_on_top(model: Network, residual: Float[Tensor, "row d_model"], own: Int[
     least = model.readout(residual, own[:, None])
     beaten = torch.zeros_like(own)
     for first in range(blocks := ceil(n_tokens / _BLOCK)):
+        if not len(left := (beaten < TOP).nonzero()[:, 0]):
+            break
         # Neighbours in a vocabulary are alike, so every block takes its tokens from everywhere.
         tokens = torch.arange(first, n_tokens, blocks, device=own.device)
         weight = head.weight[tokens].float()
         bias = None if whole_bias is None else whole_bias[tokens].float()
-        (left,) = (beaten < TOP).nonzero(as_tuple=True)
         logits = _end(model, residual[left], lambda x, w=weight, b=bias: torch.nn.functional.linear(x.float(), w, b))
         beats = (logits.float() >= least[left]) & (tokens != own[left, None])
         beaten[left] += beats.sum(dim=1)
@@ -399,19 +409,20 @@ class _Ending:
         _end(self.model, residual, keep)
         return seen[0]
 
-    def attribute(
-        self,
-        output: Float[Tensor, "prompt d_model"],
-        final: Float[Tensor, "prompt d_model"],
-        tokens: Int[Tensor, "prompt choice"],
-    ) -> Float[Tensor, "prompt choice"]:
-        """What a part of the final residual stream adds to the logits of tokens, above the vocabulary's mean."""
-        whole = self._scaled(final)
-        scale = whole.pow(2).sum(dim=1) / (whole * (self.normed(final) - self.bias)).sum(dim=1)
-        directions = self.weight[tokens].float() - self.mean
-        return torch.einsum("pd,pcd->pc", self._scaled(output), directions) / scale[:, None]
+    def scale(self, residual: Float[Tensor, "row d_model"]) -> Float[Tensor, "row 1"]:
+        """What the norm divides a residual stream by."""
+        whole = self._gained(residual)
+        divided = self.normed(residual) - self.bias
+        return whole.pow(2).sum(dim=1, keepdim=True) / (whole * divided).sum(dim=1, keepdim=True)
 
-    def _scaled(self, x: Tensor) -> Tensor:
+    def attribute(
+        self, output: Float[Tensor, "row d_model"], tokens: Int[Tensor, "row choice"]
+    ) -> Float[Tensor, "row choice"]:
+        """What a part of the residual stream adds to the logits of tokens, above the vocabulary's mean, times scale."""
+        directions = self.weight[tokens].float() - self.mean
+        return torch.einsum("rd,rcd->rc", self._gained(output), directions)
+
+    def _gained(self, x: Tensor) -> Tensor:
         x = x.float()
         return self.gain * (x - x.mean(dim=1, keepdim=True) if self.centres else x)
 
@@ -466,20 +477,24 @@ def _correlation(
     a, b = (np.where(there, each - each[there].mean(), 0.0) for each in (attention, adds))
     if any(np.abs(each).max() <= CONSTANT * np.abs(of[there]).max() for each, of in ((a, attention), (b, adds))):
         return None, None
+    a, b = (each / each[there].std() for each in (a, b))
     moments = [np.sum(each, axis=1) for each in (there, a, b, a * a, b * b, a * b)]
 
     def correlate(weights: NDArray[np.float64]) -> NDArray[np.float64]:
         total, *sums = (weights @ each for each in moments)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            mean_a, mean_b, square_a, square_b, product = (each / total for each in sums)
-            scale = np.sqrt(np.maximum(square_a - mean_a**2, 0) * np.maximum(square_b - mean_b**2, 0))
-            return (product - mean_a * mean_b) / scale
+        mean_a, mean_b, square_a, square_b, product = (
+            np.divide(each, total, out=np.full_like(each, np.nan), where=total > 0) for each in sums
+        )
+        spread = (square_a - mean_a**2) * (square_b - mean_b**2)
+        varies = spread > CONSTANT**2
+        return np.divide(product - mean_a * mean_b, spread**0.5, out=np.full_like(spread, np.nan), where=varies)
 
     (value,) = correlate(np.ones((1, len(a))))
     if not np.isfinite(value):
         return None, None
     resampled = correlate(bootstrap_weights(len(a), seed))
-    return float(value), float(resampled[np.isfinite(resampled)].std())
+    resampled = resampled[np.isfinite(resampled)]
+    return float(value), float(resampled.std()) if len(resampled) > 1 else None
 
 
 def _part(progress: Progress | None, number: int) -> Progress | None:

@@ -45,7 +45,7 @@ from neuroplast.storage import Parts
 from neuroplast.tasks.prompts import PromptSet
 
 LOGITS = Node("logits", position="end")
-SCREENS = ((8, 4.79), (32, 3.37))
+SCREENS = ((4, 10.21), (12, 4.02), (32, 3.37))
 """Prompts of each screening, and the standard errors that decide: the 99.9 % point of Student's t."""
 
 

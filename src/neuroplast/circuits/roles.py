@@ -18,7 +18,8 @@ given when every part of its rule holds:
 - *Acts through movers' queries*: of its edges into queries of movers, the strongest one strengthens what that mover
   does: it helps where a (backup) name mover reads it, it hinders where a negative one does. A head that acts on logits
   and queries is tried first for what it does more.
-- *Attends to P*: more than to any other named position but its own, and more than even attention would.
+- *Attends to P*: more than to any other named position but its own, and more than even attention would. To S2 or S1:
+  to the one that it attends to more, whatever it does with the other.
 - *Copies*: its output follows its attention (a correlation above 0), or its copy score is among those of the
   model's top 5 % of heads and above its negative copy score. *Copies negatively*: the same with both signs flipped.
   Where these two disagree, neither holds.
@@ -63,7 +64,6 @@ from neuroplast.circuits.head_measures import (
     TO_FOIL,
     HeadMeasures,
     Measured,
-    Reference,
     measure_heads,
 )
 from neuroplast.components import Edge, Node
@@ -183,6 +183,7 @@ class _Head:
         self.node, self.positions, self.is_backup = node, positions, is_backup
         self.edges = {edge: score for edge, score in circuit.edges.items() if edge.source == node and score is not None}
         self.measures: HeadMeasures = measured.heads[node]
+        self._seen = {name for name, value in self.measures.values.items() if value is not None}
         self.reference = measured.reference
         self.named = named and node.position is not None
         self.on_named_task = named
@@ -260,7 +261,7 @@ class _Head:
         if copy is not None and negative is not None:
             for mine, other, name, vote in ((copy, negative, COPY, 1), (negative, copy, NEGATIVE_COPY, -1)):
                 votes |= {vote} if mine >= self.reference[name].p95 and mine > other else set()
-                said.append(f"{name} {mine:.2f} (model's 95 %: {self.reference[name].p95:.2f})")
+                said.append(f"{name} {mine:.2f} (95 % of heads ≤ {self.reference[name].p95:.2f})")
         if not said:
             return _Part(False, "copying could not be measured")
         holds = votes == {sign}
@@ -284,45 +285,38 @@ class _Head:
             acts = _Part(strengthens, f"{does}, through its query, {_head_of(through)}, a {role} ({score:+.2f})")
         return _Rule(INHIBITION, (acts, self._attends(["s2", "s1"])))
 
-    def _attends(self, wanted: Iterable[str]) -> _Part:
-        most, runner_up = self._most_attended()
-        if most is None:
-            return _Part(False, "attends to no named position")
-        share, even = self._attention(most), self._value(EVEN_SHARE) or 0.0
-        said = f"attends most to {most} ({share[0]:.2f}"
-        if runner_up is not None:
-            other = self._attention(runner_up)
-            said += f", {runner_up} {other[0]:.2f}"
-            if not _is_above(share, other):
-                return _Part(False, f"{said}): not apart")
-        if not _is_above(share, (even, 0.0)):
-            return _Part(False, f"{said}), not above the even share ({even:.2f})")
-        return _Part(most in wanted, f"{said})")
-
-    def _most_attended(self) -> tuple[str | None, str | None]:
-        """The named position that gets the most attention, and the next one."""
-        there = [name for name in self.positions if self._value(f"attention to {name}") is not None]
-        there.sort(key=lambda name: -self._attention(name)[0])
-        return there[0] if there else None, there[1] if len(there) > 1 else None
+    def _attends(self, wanted: Collection[str]) -> _Part:
+        """Whether the head attends to one of some named positions."""
+        shares = {name: self._attention(name) for name in self.positions if f"attention to {name}" in self._seen}
+        inside = {name: share for name, share in shares.items() if name in wanted}
+        if not inside:
+            return _Part(False, f"no {' or '.join(wanted)} before it")
+        most = max(inside, key=lambda name: inside[name][0])
+        others = {name: share for name, share in shares.items() if name not in wanted}
+        even = self._value(EVEN_SHARE) or 0.0
+        holds = _is_above(shares[most], (even, 0.0)) and all(_is_above(shares[most], each) for each in others.values())
+        rest = [f"{name} {share[0]:.2f}" for name, share in sorted(others.items(), key=lambda item: -item[1][0])[:1]]
+        compared = ", ".join([*rest, f"even share {even:.2f}"])
+        does = "attends" if holds else "does not attend"
+        return _Part(holds, f"{does} to {most}: {shares[most][0]:.2f} ({compared})")
 
     def _patterns_on_task(self) -> list[_Rule]:
-        """The rules on patterns at a position where some are defined."""
-        defined = {at: role for at, role in PATTERNS.get(self.node.position or "", {}).items() if at in self.positions}
+        """The rules on patterns, where the head stands at a position that has some."""
+        attends = {
+            role: self._attends([place]) if place in self.positions else _Part(False, f"{place} is not named")
+            for place, role in PATTERNS.get(self.node.position or "", {}).items()
+        }
         shown = self._shown_off_task()
+        against = {role: part.said for role, part in attends.items() if part.holds}
+        against |= {} if shown is None else {shown: self._off_task(shown)}
         rules: list[_Rule] = []
-        for place, role in defined.items():
-            attends = self._attends([place])
-            others = [other for at, other in defined.items() if at != place and self._attends([at]).holds]
-            off_task = _Part(shown == role, self._off_task(role))
-            if attends.holds and shown not in (None, role):
-                rules.append(_Rule(role, (attends, _Part(False, f"contradicted by {self._off_task(shown or '')}"))))
-            elif off_task.holds and others:
-                rules.append(_Rule(role, (off_task, _Part(False, f"contradicted: {self._attends([place]).said}"))))
-            elif attends.holds or off_task.holds:
-                parts = (attends, off_task)
-                rules.append(_Rule(role, tuple(part for part in parts if part.holds)))
-            else:
-                rules.append(_Rule(role, (attends, off_task)))
+        for role, on_task in attends.items():
+            parts = (on_task, _Part(shown == role, self._off_task(role)))
+            held = tuple(part for part in parts if part.holds)
+            others = tuple(
+                _Part(False, f"contradicted, {said}") for other, said in against.items() if held and other != role
+            )
+            rules.append(_Rule(role, (*(held or parts), *others)))
         return rules
 
     def _patterns_off_task(self) -> list[_Rule]:
@@ -342,7 +336,7 @@ class _Head:
         score, reference = self._value(role), self.reference.get(role)
         if score is None or reference is None:
             return f"off the task, {role} attention could not be measured"
-        return f"off the task, {role} {score:.2f} (model's 95 %: {reference.p95:.2f})"
+        return f"off the task, {role} {score:.2f} (95 % of heads ≤ {reference.p95:.2f})"
 
     def _value(self, name: str) -> float | None:
         return self.measures.values.get(name)
@@ -352,12 +346,10 @@ class _Head:
         return self._value(name) or 0.0, self.measures.errors.get(name) or 0.0
 
     def _numbers(self) -> dict[str, float | None]:
-        errors = {f"{name} se": error for name, error in self.measures.errors.items() if error is not None}
-        reference: dict[str, Reference] = dict(self.reference)
         return {
             **self.measures.values,
-            **errors,
-            **{f"{name} p95": each.p95 for name, each in reference.items() if name in self.measures.values},
+            **{f"{name} se": error for name, error in self.measures.errors.items() if error is not None},
+            **{f"{name} p95": each.p95 for name, each in self.reference.items()},
         }
 
 

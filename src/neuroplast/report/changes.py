@@ -2,7 +2,9 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, cast
 
+from neuroplast.circuits.circuit import Circuit
 from neuroplast.components import Node
 from neuroplast.report.results import Estimate, Stage, StudyResults, TrainingRow
 
@@ -51,6 +53,14 @@ class TrainingPath:
 def head_name(layer: int, head: int) -> str:
     """`a23.h3`."""
     return str(Node("head", layer, head))
+
+
+def node_frequency(circuit: Circuit) -> Mapping[str, float]:
+    """Share of the bootstrap resamples that find each node, by name; empty where that was not measured."""
+    stability = circuit.provenance.get("stability")
+    found = cast(Mapping[str, Any], stability).get("frequency") if isinstance(stability, Mapping) else None
+    shares = cast(Mapping[str, Any], found if isinstance(found, Mapping) else {})
+    return {name: share for name, share in shares.items() if isinstance(share, int | float)}
 
 
 def head_effects(stage: Stage) -> tuple[tuple[str, Estimate], ...]:

@@ -449,7 +449,7 @@ def _curve(line: _Line, plan: _Plan) -> Curve:
     points = [(x, y)]
     if line.rows == [line.rows[0]] * 2:
         # From the top of a head over its row to the top of the MLP of its layer.
-        over = y + 0.8 * (plan.pitch - BOX_HEIGHT)
+        over = y + (0.8 * (plan.pitch - BOX_HEIGHT) if line.rows[0] + 1 < plan.n_rows else 0.16)
         points += [(x, over), (line.xs[1], over), (line.xs[1], y)]
         return Curve(points, [Curve.MOVETO] + [Curve.CURVE4] * 3)
     codes = [Curve.MOVETO]
@@ -512,7 +512,7 @@ class _Key:
 
 def _legend(plan: _Plan) -> list[_Key]:
     inner = [node for node in plan.drawn.nodes if node.kind in ("head", "mlp")]
-    keys = [_Key("Nodes")]
+    keys = [_Key("Nodes")] if inner else []
     for role, colour in plan.colours.items():
         keys.append(_Key(f"{_short(role or '', 24)} ({sum(plan.roles[node] == role for node in inner)})", colour))
     rest = [plan.roles[node] for node in inner if plan.roles[node] not in plan.colours]

@@ -1,26 +1,37 @@
 """The self-contained page: one HTML file that opens offline and asks the network for nothing."""
 
+import base64
 import json
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs  # pyright: ignore[reportMissingTypeStubs]
 
+from neuroplast.circuits.circuit import Role
+from neuroplast.components import Node
+from neuroplast.errors import InputError
 from neuroplast.report import style
-from neuroplast.report.changes import SignFlip, sign_flips
+from neuroplast.report.changes import SignFlip, node_frequency, sign_flips
 from neuroplast.report.charts import build_charts
-from neuroplast.report.documents import Document
+from neuroplast.report.circuit import write_circuit_drawing
+from neuroplast.report.documents import REMEDY, Document
+from neuroplast.report.evaluation import criteria_rows
 from neuroplast.report.figures import write_figures
-from neuroplast.report.results import Stage, StudyResults, load_results
+from neuroplast.report.results import Estimate, Stage, StageCircuit, StudyResults, load_results
 from neuroplast.report.tables import write_tables
 from neuroplast.storage import write_text
 
 SHOWN_FLIPS = 12
 """Sign flips of a stage that are listed before the rest folds away."""
+
+SHOWN_CIRCUITS = 3
+"""Circuits that are drawn openly before the rest folds away."""
+DRAWN_CIRCUITS = 12
+"""Circuits that are drawn on the page at all, so that it stays small; the others are in the folder of figures."""
 
 RESTORATION_MEANING = {
     "behaviour": (
@@ -29,8 +40,10 @@ RESTORATION_MEANING = {
     ),
     "mechanism": ("Mechanism", "correlation of the head effects with base's"),
     "damage_undone": ("Damage undone", "share of the lost correlation that came back; 1 is all of it"),
-    "structure": ("Structure", "overlap of the rediscovered circuit with base's"),
+    "structure": ("Structure", "overlap of the rediscovered circuit's nodes with base's"),
+    "structure_edges": ("Structure, edges", "the same of the circuit's edges"),
     "function": ("Function", "faithfulness of base's circuit inside the recovered model"),
+    "transfer": ("Transfer", "faithfulness of the rediscovered circuit inside base"),
 }
 
 
@@ -42,6 +55,38 @@ class StageFlips:
     """The stage."""
     flips: tuple[SignFlip, ...]
     """Its flips, largest first."""
+
+
+@dataclass(frozen=True)
+class CircuitNode:
+    """One row of a table of nodes."""
+
+    node: Node
+    """The node."""
+    score: float | None
+    """Its score."""
+    role: Role | None
+    """What it does."""
+    frequency: float | None
+    """Share of the resamples that find it."""
+
+
+@dataclass(frozen=True)
+class ShownCircuit:
+    """A stage's circuit as the page shows it."""
+
+    stage: Stage
+    """The stage."""
+    circuit: StageCircuit
+    """Its circuit."""
+    file: str
+    """Name of its drawing without an ending."""
+    picture: str | None
+    """The drawing as a `data:` address; None where the page has enough of them."""
+    nodes: tuple[CircuitNode, ...]
+    """Its nodes, the strongest first."""
+    criteria: tuple[tuple[str, Estimate, str], ...]
+    """Everything it was judged by: name, value, what it means or why it is missing."""
 
 
 def write_report(run: Path) -> Path:
@@ -62,13 +107,67 @@ def write_report(run: Path) -> Path:
     results = load_results(run)
     write_tables(results, run / "tables")
     write_figures(results, run / "figures")
+    circuits = _shown_circuits(results, _write_drawings(results, run / "figures"))
     page = run / "report.html"
-    write_text(page, render_page(results))
+    write_text(page, render_page(results, circuits))
     return page
 
 
-def render_page(results: StudyResults) -> str:
-    """The page as HTML."""
+def _write_drawings(results: StudyResults, folder: Path) -> dict[str, Path]:
+    """Draws the circuit of every final stage that has one, and gives the SVG files by stage id."""
+    drawn: dict[str, Path] = {}
+    for stage in results.stages:
+        if stage.circuit:
+            circuit = stage.circuit.found
+            named = replace(circuit, shape=replace(circuit.shape, name=f"{stage.id} · {circuit.shape.name}"))
+            drawn[stage.id] = folder / f"circuit-{stage.id.replace('/', '-')}.svg"
+            for suffix in (".svg", ".png"):
+                write_circuit_drawing(named, drawn[stage.id].with_name(drawn[stage.id].stem + suffix))
+    return drawn
+
+
+def _shown_circuits(results: StudyResults, drawings: Mapping[str, Path]) -> tuple[ShownCircuit, ...]:
+    shown: list[ShownCircuit] = []
+    for stage in style.reading_order(results):
+        if stage.circuit is None:
+            continue
+        path = drawings[stage.id]
+        picture = _data_address(path) if len(shown) < DRAWN_CIRCUITS else None
+        nodes, rows = _circuit_nodes(stage.circuit), _criteria(stage.circuit.criteria.document)
+        shown.append(ShownCircuit(stage, stage.circuit, path.stem, picture, nodes, rows))
+    return tuple(shown)
+
+
+def _data_address(path: Path) -> str:
+    """An SVG inside an image runs no script and asks for nothing, whatever its texts say."""
+    return "data:image/svg+xml;base64," + base64.b64encode(path.read_bytes()).decode()
+
+
+def _circuit_nodes(circuit: StageCircuit) -> tuple[CircuitNode, ...]:
+    found, frequency = circuit.found, node_frequency(circuit.found)
+    strongest = sorted(found.nodes, key=lambda node: -abs(found.nodes[node] or 0.0))
+    return tuple(
+        CircuitNode(node, found.nodes[node], found.roles.get(node), frequency.get(str(node))) for node in strongest
+    )
+
+
+def _criteria(judged: Document) -> tuple[tuple[str, Estimate, str], ...]:
+    try:
+        rows: list[Sequence[Any]] = criteria_rows(judged.value)[1:]
+        return tuple(
+            (name, Estimate(value, None if low is None else (low, high)), note) for name, value, low, high, note in rows
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{judged.where} is damaged ({error}); {REMEDY}") from error
+
+
+def render_page(results: StudyResults, circuits: tuple[ShownCircuit, ...] = ()) -> str:
+    """The page as HTML.
+
+    Args:
+        results: the run.
+        circuits: what is shown of the stages' circuits.
+    """
     environment = Environment(
         loader=PackageLoader("neuroplast", "report"),
         autoescape=True,
@@ -88,7 +187,13 @@ def render_page(results: StudyResults) -> str:
         story_stages=story,
         measured=order[0],
         has_foil=any(point.behaviour.foil_top1 is not None for point in results.points),
-        has_circuits=any(s.nodes_jaccard.value is not None for s in order if s.kind != "base"),
+        has_circuits=any(s.nodes.shared.value is not None for s in order if s.kind != "base"),
+        circuits=circuits,
+        shown_circuits=SHOWN_CIRCUITS,
+        judged=tuple(s for s in order if s.circuit or s.base_circuit.value is not None),
+        compared=tuple(s for s in order if s.kind != "base" and s.nodes.shared.value is not None),
+        without_circuit=_without_circuit(order),
+        methodologies=tuple(dict.fromkeys(each.circuit.criteria.methodology for each in circuits)),
         prompt_groups=tuple(dict.fromkeys(name for s in order for name, _ in s.behaviour.by_group)),
         flips=tuple(StageFlips(s, sign_flips(s, results.base_of(s))) for s in order if s.kind != "base"),
         shown_flips=SHOWN_FLIPS,
@@ -102,6 +207,15 @@ def render_page(results: StudyResults) -> str:
         # plotly.js is the one text that is not ours; it is shipped inside the plotly package.
         plotly=Markup(get_plotlyjs()),
     )
+
+
+def _without_circuit(order: tuple[Stage, ...]) -> tuple[tuple[str, tuple[Stage, ...]], ...]:
+    """Reasons why stages have no circuit, each with its stages."""
+    found: dict[str, list[Stage]] = {}
+    for stage in order:
+        if stage.circuit is None:
+            found.setdefault(stage.why_no_circuit or "no circuit was looked for", []).append(stage)
+    return tuple((why, tuple(stages)) for why, stages in found.items())
 
 
 def _story_stages(order: tuple[Stage, ...]) -> tuple[Stage, ...]:

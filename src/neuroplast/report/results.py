@@ -1,13 +1,16 @@
 """A finished run read back from disk: every measured stage, the training curves, the claims.
 
 Only JSON is read. The order of stages is that of `summary.json`; the last entry of an id is its final
-point (`stages/<id>/measures.json`), the ones before are its ladder (`stages/<id>/epoch-<k>/measures.json`).
+point (`stages/<id>/measures.json`), the ones before are its ladder (`stages/<id>/epoch-<k>/measures.json`). A point
+whose circuit was looked for has `criteria.json` beside it, and `circuit.json` where one was found.
 """
 
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, cast, get_args
 
+from neuroplast.circuits.circuit import Circuit
+from neuroplast.circuits.files import load_circuit
 from neuroplast.errors import InputError, StorageError
 from neuroplast.report.documents import REMEDY, Document, load_document
 from neuroplast.storage import load_jsonl
@@ -15,7 +18,15 @@ from neuroplast.storage import load_jsonl
 Kind = Literal["base", "tuned", "poisoned", "recovered", "control"]
 Matrix = tuple[tuple[float, ...], ...]
 
-RESTORATION_ROWS = ("behaviour", "mechanism", "damage_undone", "structure", "function")
+RESTORATION_ROWS = (
+    "behaviour",
+    "mechanism",
+    "damage_undone",
+    "structure",
+    "structure_edges",
+    "function",
+    "transfer",
+)
 
 
 @dataclass(frozen=True)
@@ -77,6 +88,78 @@ class RestorationRow:
     """Measured on the recovered stage."""
     control: Estimate
     """The same measured on the equal-step control."""
+    floor: float | None
+    """What base's own circuits reach on bootstrap resamples of the prompts; None where that is not measured."""
+
+
+@dataclass(frozen=True)
+class RandomCircuits:
+    """What random circuits of the same shape give."""
+
+    n: int
+    """How many were drawn."""
+    mean: float | None
+    """Their mean."""
+    largest: float | None
+    """The best of them."""
+    unit: str
+    """Of both: a share of F(M), or logits where F(M) gives no ratio."""
+
+
+@dataclass(frozen=True)
+class Criteria:
+    """How a stage's circuit was judged in the stage's own model."""
+
+    model: Estimate
+    """F(M): logit difference of the whole model."""
+    circuit: Estimate
+    """F(C): with every other head knocked out."""
+    nothing: Estimate
+    """F(∅): with every head knocked out."""
+    faithfulness: Estimate
+    """F(C) / F(M)."""
+    foil_faithfulness: Estimate
+    """The same of foil minus answer, for a model that prefers the foil."""
+    completeness_gap: Estimate
+    """F(C∖K) - F(M∖K) of the K where it is largest."""
+    minimality: Estimate
+    """The least of all nodes."""
+    passing: int
+    """Nodes whose minimality reaches the threshold."""
+    n_judged: int
+    """Nodes in all."""
+    random: RandomCircuits
+    """Matched random circuits."""
+    stability: Estimate
+    """Mean pairwise Jaccard of the nodes found on resamples of the prompts; its interval holds 95 % of the pairs."""
+    edge_stability: Estimate
+    """The same of edges."""
+    methodology: str
+    """How the numbers were made, in one line."""
+    warnings: tuple[str, ...]
+    """What a reader must not overlook."""
+    document: Document
+    """Everything that was measured."""
+
+
+@dataclass(frozen=True)
+class StageCircuit:
+    """The circuit of one measured point."""
+
+    found: Circuit
+    """The circuit."""
+    criteria: Criteria
+    """How it was judged."""
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """How much of a stage's circuit is base's, by one way of counting."""
+
+    shared: Estimate
+    """Jaccard with base's circuit."""
+    floor: float | None
+    """What base's own circuits share on resamples of the prompts: what chance alone leaves."""
 
 
 @dataclass(frozen=True)
@@ -103,10 +186,20 @@ class Stage:
     """Path-patching effect of every head on the logits."""
     similarity: Estimate
     """Correlation of its head effects with those of base."""
-    nodes_jaccard: Estimate
-    """Overlap of its circuit's nodes with base's."""
-    edges_jaccard: Estimate
-    """Overlap of its circuit's edges with base's."""
+    nodes: Overlap
+    """Its circuit's nodes beside base's."""
+    edges: Overlap
+    """Its circuit's edges beside base's."""
+    edge_circuit_jaccard: float | None
+    """Overlap of the circuits that were found by edges."""
+    circuit: StageCircuit | None
+    """Its circuit; None where none was looked for or found."""
+    why_no_circuit: str | None
+    """Why it has none."""
+    base_circuit: Estimate
+    """Faithfulness of base's circuit in its model."""
+    transfer: Estimate
+    """Faithfulness of its circuit in base's model."""
     restoration: tuple[RestorationRow, ...]
     """How far it is back at base; empty unless recovered."""
     n_prompts: int | None
@@ -208,8 +301,9 @@ def load_results(run: Path) -> StudyResults:
     for index, entry in enumerate(entries):
         stage_id = entry["id"].text()
         rung = "" if index == last[stage_id] else f"/epoch-{entry['epoch'].number():g}"
-        measures = load_document(run, f"stages/{_checked(stage_id)}{rung}/measures.json")
-        points.append(_stage(measures, n_layers, n_heads))
+        folder = f"stages/{_checked(stage_id)}{rung}"
+        measures = load_document(run, f"{folder}/measures.json")
+        points.append(_stage(run, folder, measures, n_layers, n_heads))
         if points[-1].id != stage_id:
             raise InputError(f"{measures.where} is about {points[-1].id!r}, expected {stage_id!r}; {REMEDY}")
     if not any(point.kind == "base" for point in points):
@@ -236,12 +330,14 @@ def _checked(stage_id: str) -> str:
     return stage_id
 
 
-def _stage(measures: Document, n_layers: int, n_heads: int) -> Stage:
+def _stage(run: Path, folder: str, measures: Document, n_layers: int, n_heads: int) -> Stage:
     kind = measures["kind"].text()
     if kind not in get_args(Kind):
         raise InputError(f"{measures.where}: kind is {kind!r}, expected one of {', '.join(get_args(Kind))}; {REMEDY}")
     effects, similarity = measures["heads_to_logits"], measures["similarity_to_base"]
-    n_prompts = measures["n_prompts"]
+    n_prompts, name = measures["n_prompts"], f"{folder}/criteria.json"
+    criteria = load_document(run, name) if (run / name).exists() else Document(name, None)
+    circuit = _circuit(run / folder / "circuit.json", criteria["evaluation"])
     return Stage(
         id=measures["id"].text(),
         kind=cast(Kind, kind),
@@ -253,12 +349,51 @@ def _stage(measures: Document, n_layers: int, n_heads: int) -> Stage:
         behaviour=_behaviour(measures["behaviour"]),
         effects=HeadEffects(*(effects[part].matrix(n_layers, n_heads) for part in ("mean", "low", "high"))),
         similarity=_estimate(similarity, "effects"),
-        nodes_jaccard=_estimate(similarity, "nodes_jaccard"),
-        edges_jaccard=_estimate(similarity, "edges_jaccard"),
+        nodes=_overlap(similarity, "nodes_jaccard"),
+        edges=_overlap(similarity, "edges_jaccard"),
+        edge_circuit_jaccard=similarity["edge_circuit_jaccard"].number_or_none(),
+        circuit=circuit,
+        why_no_circuit=measures["why"]["circuit"].text_or_none() if circuit is None else None,
+        base_circuit=_own_estimate(criteria["base_circuit"]["faithfulness"]),
+        transfer=_own_estimate(criteria["transfer"]["faithfulness"]),
         restoration=_restoration(measures["restoration"]),
         n_prompts=n_prompts.integer() if n_prompts else None,
         counterfactual=measures["counterfactual"].text_or_none(),
     )
+
+
+def _circuit(path: Path, judged: Document) -> StageCircuit | None:
+    if not judged:
+        return None
+    levels, random, minimality = judged["F"], judged["random"], judged["minimality"]
+    nodes, edges = (judged["stability"][f"{level}_jaccard"] for level in ("nodes", "edges"))
+    criteria = Criteria(
+        model=_own_estimate(levels["model"]),
+        circuit=_own_estimate(levels["circuit"]),
+        nothing=_own_estimate(levels["nothing"]),
+        faithfulness=_own_estimate(judged["faithfulness"]),
+        foil_faithfulness=_own_estimate(judged["foil_faithfulness"]),
+        completeness_gap=_own_estimate(judged["completeness"]["gap"]),
+        minimality=_own_estimate(minimality["min"]),
+        passing=minimality["passing"].integer(),
+        n_judged=len(minimality["nodes"].elements()),
+        random=RandomCircuits(
+            random["n"].integer() if random["n"] else 0,
+            random["mean"].number_or_none(),
+            random["max"].number_or_none(),
+            random["unit"].text_or_none() or "",
+        ),
+        stability=_own_estimate(nodes, "mean", "spread"),
+        edge_stability=_own_estimate(edges, "mean", "spread"),
+        methodology=judged["methodology"].text(),
+        warnings=tuple(each.text() for each in judged["warnings"].elements()),
+        document=judged,
+    )
+    return StageCircuit(load_circuit(path), criteria)
+
+
+def _overlap(similarity: Document, name: str) -> Overlap:
+    return Overlap(_estimate(similarity, name), similarity["floor"][name].number_or_none())
 
 
 def _behaviour(behaviour: Document) -> Behaviour:
@@ -277,10 +412,18 @@ def _mean(value: Document) -> float:
     return (value["mean"] if isinstance(value.value, dict) else value).number()
 
 
-def _estimate(block: Document, key: str, *, values: str | None = None, intervals: str = "ci95") -> Estimate:
+def _own_estimate(block: Document, key: str = "value", interval: str = "ci95") -> Estimate:
+    """A number that stands beside its own interval and reason."""
+    value = block[key].number_or_none()
+    return Estimate(value, block[interval].interval(), block["why"].text_or_none() if value is None else None)
+
+
+def _estimate(
+    block: Document, key: str, *, values: str | None = None, intervals: str = "ci95", whys: str = "why"
+) -> Estimate:
     """One number of a block that keeps its intervals and its reasons in siblings."""
     value = (block[values] if values else block)[key].number_or_none()
-    reasons = block["why"]
+    reasons = block[whys]
     reason = reasons if isinstance(reasons.value, str) else reasons[key]
     return Estimate(
         value=value,
@@ -290,15 +433,18 @@ def _estimate(block: Document, key: str, *, values: str | None = None, intervals
 
 
 def _restoration(block: Document) -> tuple[RestorationRow, ...]:
-    if not block:
-        return ()
+    # Runs of earlier versions lack the later rows, and give one reason for both columns.
+    there = {name for name, _ in block.items()}
+    whys = "control_why" if "control_why" in there else "why"
     return tuple(
         RestorationRow(
             name=name,
             recovered=_estimate(block, name),
-            control=_estimate(block, name, values="control", intervals="control_ci95"),
+            control=_estimate(block, name, values="control", intervals="control_ci95", whys=whys),
+            floor=block["floor"][name].number_or_none(),
         )
         for name in RESTORATION_ROWS
+        if name in there
     )
 
 

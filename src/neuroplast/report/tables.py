@@ -5,7 +5,7 @@ import io
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from neuroplast.report.changes import TrainingPath, head_effects, sign_flips, training_paths
+from neuroplast.report.changes import TrainingPath, head_effects, node_frequency, sign_flips, training_paths
 from neuroplast.report.results import RESTORATION_ROWS, Estimate, Stage, StudyResults, TrainingRow
 from neuroplast.storage import write_text
 
@@ -13,7 +13,9 @@ Cell = str | float | int | None
 
 
 def write_tables(results: StudyResults, folder: Path) -> None:
-    """Writes `stages.csv`, `heads_to_logits.csv`, `sign_flips.csv` and `training.csv` into `folder`."""
+    """Writes the tables into `folder`: `stages.csv`, `heads_to_logits.csv`, `sign_flips.csv`, `training.csv`,
+    `circuits.csv` and `circuit_nodes.csv`.
+    """
     _write(folder / "stages.csv", [*_POINT, *_stage_columns()], map(_stage_row, results.points))
     _write(
         folder / "heads_to_logits.csv",
@@ -33,6 +35,12 @@ def write_tables(results: StudyResults, folder: Path) -> None:
         folder / "training.csv",
         ["stage", "step", "step_from_base", "epoch", "loss", "learning_rate", "logit_diff", "accuracy"],
         (_training_row(path, row) for path in training_paths(results) for row in path.rows),
+    )
+    _write(folder / "circuits.csv", [*_POINT, *_CIRCUIT_COLUMNS], map(_circuit_row, results.points))
+    _write(
+        folder / "circuit_nodes.csv",
+        [*_POINT, "node", "layer", "head", "position", "score", "role", "why", "frequency"],
+        (row for point in results.points for row in _node_rows(point)),
     )
 
 
@@ -55,13 +63,60 @@ def _stage_row(stage: Stage) -> list[Cell]:
     did, missing = stage.behaviour, Estimate(None)
     rows = {row.name: row for row in stage.restoration}
     estimates = [did.logit_diff, did.accuracy, did.top1]
-    estimates += [stage.similarity, stage.nodes_jaccard, stage.edges_jaccard]
+    estimates += [stage.similarity, stage.nodes.shared, stage.edges.shared]
     for name in RESTORATION_ROWS:
         row = rows.get(name)
         estimates += [row.recovered, row.control] if row else [missing, missing]
     plain: list[Cell] = [stage.kind, stage.poison, stage.seed, stage.parent]
     plain += [stage.n_prompts, stage.counterfactual, did.foil_top1, did.answer_probability]
     return [*_point(stage), *plain, *(cell for estimate in estimates for cell in _cells(estimate))]
+
+
+_CIRCUIT_COLUMNS = (
+    *("n_nodes", "n_edges", "sparsity", "minimality_passing", "random_n", "random_mean", "random_max", "random_unit"),
+    *("nodes_floor", "edges_floor", "edge_circuit_jaccard"),
+    *(
+        name + end
+        for name in (
+            *("F_model", "F_circuit", "F_nothing", "faithfulness", "foil_faithfulness", "completeness_gap"),
+            *("minimality_min", "stability_nodes", "stability_edges", "nodes_jaccard", "edges_jaccard"),
+            *("base_circuit_faithfulness", "transfer_faithfulness"),
+        )
+        for end in ("", "_low", "_high")
+    ),
+    *("why", "methodology"),
+)
+
+
+def _circuit_row(stage: Stage) -> list[Cell]:
+    counts: list[Cell] = [None] * 8
+    judged = [Estimate(None)] * 9
+    methodology = None
+    if stage.circuit:
+        found, criteria = stage.circuit.found, stage.circuit.criteria
+        random = criteria.random
+        counts = [len(found.heads), len(found.edges), found.sparsity(), criteria.passing]
+        counts += [random.n, random.mean, random.largest, random.unit]
+        judged = [criteria.model, criteria.circuit, criteria.nothing, criteria.faithfulness]
+        judged += [criteria.foil_faithfulness, criteria.completeness_gap, criteria.minimality]
+        judged += [criteria.stability, criteria.edge_stability]
+        methodology = criteria.methodology
+    judged += [stage.nodes.shared, stage.edges.shared, stage.base_circuit, stage.transfer]
+    cells = [cell for estimate in judged for cell in _cells(estimate)]
+    floors = [stage.nodes.floor, stage.edges.floor, stage.edge_circuit_jaccard]
+    return [*_point(stage), *counts, *floors, *cells, stage.why_no_circuit, methodology]
+
+
+def _node_rows(stage: Stage) -> Iterable[list[Cell]]:
+    if stage.circuit is None:
+        return
+    circuit = stage.circuit.found
+    frequency = node_frequency(circuit)
+    for node, score in circuit.nodes.items():
+        role = circuit.roles.get(node)
+        name, why = (role.name, role.why) if role else (None, None)
+        place = (str(node), node.layer, node.head, node.position)
+        yield [*_point(stage), *place, score, name, why, frequency.get(str(node))]
 
 
 def _training_row(path: TrainingPath, row: TrainingRow) -> list[Cell]:
