@@ -3,7 +3,7 @@
 from random import Random
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from neuroplast.circuits.circuit import Circuit, Role, Shape, jaccard
@@ -42,7 +42,8 @@ def random_circuit(seed: int) -> Circuit:
     return Circuit(SHAPE, some(NODES), some(EDGES), positions=("s2", "end"))
 
 
-two_circuits = given(st.integers(0, 10**6), st.integers(0, 10**6))
+def two_circuits(test):
+    return settings(deadline=None)(given(st.integers(0, 10**6), st.integers(0, 10**6))(test))
 
 
 @two_circuits

@@ -157,6 +157,7 @@ class _Runs:
 
     def __init__(self, model: Network, chunk: Chunk, ablation: Ablation, keep: bool) -> None:
         self.model, self.chunk, self.keep = model, chunk, keep
+        self.ablation = ablation  # lives as long as this does, so that its id tells shared runs apart
         self.values = ablation.values(model, chunk, model.n_layers)
         edits: dict[int, list[Edit]] = {}
         if keep:
