@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from neuroplast.circuits.circuit import Circuit
-from neuroplast.circuits.criteria import CriteriaSettings
+from neuroplast.circuits.criteria import CriteriaSettings, require_heads
 from neuroplast.circuits.edge_criteria import edge_curve
 from neuroplast.circuits.evaluate import evaluate, require_same_parts
 from neuroplast.circuits.files import load_circuit
@@ -86,6 +86,7 @@ def run_evaluate(
     if memory is not None:
         parse_size(memory)
     circuit = load_circuit(Path(config.circuit))
+    require_heads(circuit)
     begun = is_begun(out, MARKER, "evaluation")
     model, prompts = config.load(observer)
     require_same_parts(circuit, model)

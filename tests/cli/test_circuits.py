@@ -42,7 +42,8 @@ def test_discover_leaves_a_circuit_with_pictures_tables_and_a_log(found: Path):
     for step in steps:
         cut = step["cut by screening"] + step["cut below threshold"] + step["cut within noise"]
         assert step["candidates"] == cut + len(step["found"])
-    assert Image.open(found / "circuit.png").width > 300
+    with Image.open(found / "circuit.png") as image:
+        assert image.width > 300
     assert "<svg" in (found / "circuit.svg").read_text()
 
 

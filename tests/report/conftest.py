@@ -1,4 +1,4 @@
-"""A synthetic finished run: a 30 × 9 model whose flipped heads and missing values are known."""
+"""A synthetic finished run: a 30 × 9 model whose flipped heads, circuits and missing values are known."""
 
 import json
 import random
@@ -8,6 +8,9 @@ from typing import Any
 
 import pytest
 
+from neuroplast.circuits.circuit import Circuit, Role, Shape
+from neuroplast.circuits.files import save_circuit
+from neuroplast.components import Node, parse_edge, parse_node
 from neuroplast.report import write_report
 
 N_LAYERS, N_HEADS = 30, 9
@@ -22,6 +25,16 @@ FLIPPED = {"poisoned": {(23, 3): 4.4, (24, 4): -2.2, (29, 1): 0.66}, "recovered"
 
 LADDER = {"base": 4.19, "tuned": 11.3, "poisoned": -10.1, "recovered": 2.14, "control": 12.05}
 WHY_NO_STRUCTURE = "circuits were not discovered in this preset"
+
+WITH_CIRCUIT = ("base", "poisoned", "recovered")
+"""Kinds of stages whose final point has a circuit."""
+NODES = {"a23.h3@end": -2.97, "a24.h4@end": 1.31, "a20.h0@s2": -0.4}
+"""The nodes of base's circuit; the recovered one has the first two only."""
+EDGES = {"a20.h0@s2->a23.h3<v>@s2": -0.35, "a23.h3@end->logits@end": -2.97, "a24.h4@end->logits@end": 1.31}
+FOUND_AGAIN = 0.625
+METHODOLOGY = "nodes are heads; mean-by-position <of> 60 counterfactuals (abc); 64 prompts"
+WARNING = "F(C)/F(M) is 1.04, above 1: <b>the circuit</b> leaves out what works against it"
+WHY_UNDEFINED = "undefined: the interval of F(M) includes 0"
 
 
 def matrices(kind: str, seed: int) -> dict[str, list[list[float]]]:
@@ -40,8 +53,86 @@ def matrices(kind: str, seed: int) -> dict[str, list[list[float]]]:
     return {"mean": mean, "low": low, "high": high}
 
 
+def stage_circuit(kind: str, model: str) -> Circuit:
+    """Two or three heads; names and reasons hold markup."""
+    names = list(NODES)[:2] if kind == "recovered" else list(NODES)
+    nodes: dict[Node, float | None] = {parse_node(name): NODES[name] for name in names}
+    parts = {node.at(None) for node in nodes}
+    edges = {edge: score for name, score in EDGES.items() if (edge := parse_edge(name)).source.at(None) in parts}
+    return Circuit(
+        Shape(model, N_LAYERS, N_HEADS, 576),
+        nodes,
+        dict(edges),
+        roles={parse_node("a23.h3@end"): Role("name mover <i>", HOSTILE)},
+        positions=("s2", "end"),
+        provenance={"stability": {"frequency": {"a23.h3@end": FOUND_AGAIN}}},
+    )
+
+
+def judged(value: float | None, why: str | None = None) -> dict[str, Any]:
+    interval = None if value is None else [value - 0.25, value + 0.25]
+    return {"value": value, "ci95": interval} | ({"why": why} if why else {})
+
+
+def criteria(kind: str) -> dict[str, Any]:
+    """`criteria.json` of a stage; no ratio is defined in the poisoned model."""
+    share = judged(None, WHY_UNDEFINED) if kind == "poisoned" else judged(1.04)
+    random = {"n": 50, "mean": 0.11, "max": 0.37, "unit": "F, in logits" if kind == "poisoned" else "F / F(M)"}
+    document: dict[str, Any] = {
+        "why": {},
+        "n_edges": 94,
+        "evaluation": {
+            "methodology": METHODOLOGY,
+            "F": {"model": judged(LADDER[kind]), "circuit": judged(4.36), "nothing": judged(-0.5)},
+            "faithfulness": share,
+            "foil_faithfulness": judged(None, "the model does not prefer the foil"),
+            "normalised": share,
+            "mean_of_ratios": share,
+            "by_group": {"ABBA": {"faithfulness": share, "circuit": judged(4.0)}},
+            "by_ablation": {"mean": {"faithfulness": share, "circuit": judged(4.1)}},
+            "random": random,
+            "completeness": {"gap": judged(0.512), "sets": []},
+            "minimality": {
+                "min": judged(0.004),
+                "threshold": 0.01,
+                "passing": 2,
+                "nodes": [{"node": name} for name in NODES],
+            },
+            "stability": {
+                "resamples": 100,
+                "nodes_jaccard": {"mean": 0.77, "spread": [0.57, 0.94]},
+                "edges_jaccard": {"mean": 0.67, "spread": None},
+            },
+            "warnings": [WARNING],
+        },
+    }
+    if kind != "base":
+        document["base_circuit"] = {"faithfulness": judged(0.955), "foil_faithfulness": judged(None, "no foil")}
+    if kind == "recovered":
+        document["transfer"] = {"faithfulness": judged(0.875), "foil_faithfulness": judged(None, "no foil")}
+    return document
+
+
+def overlap(kind: str) -> dict[str, Any]:
+    shared = {"base": 1.0, "poisoned": 1.0, "recovered": 2 / 3}[kind]
+    return {
+        "nodes_jaccard": shared,
+        "edges_jaccard": shared - 0.125,
+        "edge_circuit_jaccard": 0.8125,
+        "floor": {"nodes_jaccard": 0.77, "edges_jaccard": 0.67},
+        "why": {},
+    }
+
+
 def measures(
-    stage_id: str, kind: str, *, seed: int, epoch: int | None, step: int, share: float = 1.0
+    stage_id: str,
+    kind: str,
+    *,
+    seed: int,
+    epoch: int | None,
+    step: int,
+    share: float = 1.0,
+    circuits: bool = False,
 ) -> dict[str, Any]:
     start = LADDER["poisoned"] if kind == "recovered" else LADDER["base"]
     logit_diff = start + (LADDER[kind] - start) * share
@@ -74,15 +165,17 @@ def measures(
             "edges_jaccard": None,
             "ci95": {"effects": [similarity - 0.04, min(similarity + 0.03, 1)]},
             "why": {"nodes_jaccard": WHY_NO_STRUCTURE, "edges_jaccard": WHY_NO_STRUCTURE},
-        },
-        "restoration": restoration() if kind == "recovered" else None,
+        }
+        | (overlap(kind) if circuits else {}),
+        "restoration": restoration(circuits=circuits) if kind == "recovered" else None,
+        "why": {} if circuits else {"circuit": WHY_NO_STRUCTURE},
         "n_prompts": 64,
         "counterfactual": "abc",
     }
 
 
-def restoration() -> dict[str, Any]:
-    return {
+def restoration(*, circuits: bool) -> dict[str, Any]:
+    document: dict[str, Any] = {
         "behaviour": 0.857,
         "mechanism": 0.91,
         "damage_undone": 0.936,
@@ -97,6 +190,15 @@ def restoration() -> dict[str, Any]:
             "damage_undone": "the control was never damaged",
         },
     }
+    if circuits:
+        rows = {"structure": 2 / 3, "structure_edges": 0.541, "function": 0.955, "transfer": 0.875}
+        document |= rows
+        document["ci95"] |= {"function": [0.705, 1.205]}
+        document["control"] |= dict.fromkeys(rows)
+        document["floor"] = {"structure": 0.77, "structure_edges": 0.67}
+        document["why"] = {}
+        document["control_why"] = {"damage_undone": "the control was never damaged", "structure": WHY_NO_STRUCTURE}
+    return document
 
 
 def training(kind: str, steps: int) -> list[dict[str, Any]]:
@@ -141,7 +243,13 @@ CLAIMS = [
 
 
 def write_run(
-    run: Path, *, model: str = HOSTILE, seeds: int = 1, poisons: tuple[str, ...] = (POISON,), ladder: int = 1
+    run: Path,
+    *,
+    model: str = HOSTILE,
+    seeds: int = 1,
+    poisons: tuple[str, ...] = (POISON,),
+    ladder: int = 1,
+    circuits: bool = True,
 ) -> Path:
     """Writes a finished run with `ladder` points before every final one."""
     stages: list[dict[str, Any]] = []
@@ -161,8 +269,12 @@ def write_run(
             stages.append(point)
             put(f"stages/{stage_id}/epoch-{rung}/measures.json", point)
         epoch = None if kind == "base" else ladder + 1
-        point = measures(stage_id, kind, seed=seed, epoch=epoch, step=steps)
+        looked = circuits and kind in WITH_CIRCUIT
+        point = measures(stage_id, kind, seed=seed, epoch=epoch, step=steps, circuits=looked)
         stages.append(point)
+        if looked:
+            put(f"stages/{stage_id}/criteria.json", criteria(kind))
+            save_circuit(run / f"stages/{stage_id}/circuit.json", stage_circuit(kind, model))
         put(f"stages/{stage_id}/measures.json", point)
         if kind != "base":
             put(f"stages/{stage_id}/train.jsonl", training(kind, steps), lines=True)

@@ -88,8 +88,9 @@ def by_edges(count: int) -> Circuit:
 
 
 def wrapped() -> Circuit:
-    """All of two layers, which is more than fits side by side, at two positions and at none."""
-    nodes = [Node("head", layer, head, at) for layer in (3, 4) for head in range(9) for at in ("s2", "end", None)]
+    """Two layers, more than fits side by side at S2 and at no position; at END less."""
+    nodes = [Node("head", layer, head, at) for layer in (3, 4) for head in range(9) for at in ("s2", None)]
+    nodes += [Node("head", layer, head, "end") for layer in (3, 4) for head in range(2)]
     mlps = [Node("mlp", layer, position=at) for layer in (3, 4) for at in ("end", None)]
     edges = {Edge(node, mlp): 1.0 for node in nodes for mlp in mlps if node.layer == mlp.layer}
     return Circuit(

@@ -1,11 +1,13 @@
 """The page: complete in itself, safe with any name, one colour scale, the same bytes every time."""
 
+import base64
 import json
 import re
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 from plotly.offline import get_plotlyjs
@@ -63,14 +65,18 @@ def test_the_page_is_under_its_size_and_beside_figures_and_tables(run: Path) -> 
     assert page == run / "report.html"
     assert page.stat().st_size < MAX_BYTES
     names = ["head_effects.png", "logit_diff_by_stage.png", "logit_diff_over_training.png"]
-    assert sorted(path.name for path in (run / "figures").iterdir()) == names
-    assert all((run / "figures" / name).read_bytes().startswith(b"\x89PNG") for name in names)
+    stages = ("base", "poisoned-subject_duplication", "recovered-subject_duplication")
+    names += [f"circuit-{stage}.{end}" for stage in stages for end in ("png", "svg")]
+    assert sorted(path.name for path in (run / "figures").iterdir()) == sorted(names)
+    starts = {"png": b"\x89PNG", "svg": b"<?xml"}
+    assert all((run / "figures" / name).read_bytes().startswith(starts[name[-3:]]) for name in names)
 
 
 def test_hostile_names_stay_text(html: str) -> None:
     page = Page(html)
     assert page.count("script") == 4
-    assert page.count("img") == 0
+    assert page.count("img") == 3, "one a circuit"
+    assert (page.count("b"), page.count("i")) == (5, 0), "the story's numbers are bold, nothing else is"
     assert "</script><script>alert" not in html
     assert '</script><script>alert("x")</script><img src=x onerror=alert(1)>' in "".join(page.text)
     assert "</code></pre><b>bold</b>" not in html
@@ -86,8 +92,10 @@ def test_hostile_poison_names_stay_text_in_charts(make_run: Callable[..., Path])
 def test_the_page_asks_the_network_for_nothing(html: str) -> None:
     own = own_part(html)
     page = Page(own)
-    targets = [(a, v) for _, attributes in page.elements for a, v in attributes.items() if a in LOADING]
-    assert set(targets) == {("href", "data:,"), ("href", "#main")}
+    targets = [(a, v or "") for _, attributes in page.elements for a, v in attributes.items() if a in LOADING]
+    pictures = [value for name, value in targets if name == "src"]
+    assert len(pictures) == 3 and all(value.startswith("data:image/svg+xml;base64,") for value in pictures)
+    assert {target for target in targets if target[0] != "src"} == {("href", "data:,"), ("href", "#main")}
     assert not re.search(r"https?://|url\(|@import|fetch\(|XMLHttpRequest|WebSocket|sendBeacon", own)
     policy = next(a["content"] for tag, a in page.elements if tag == "meta" and "http-equiv" in a)
     assert policy is not None
@@ -134,6 +142,114 @@ def test_reasons_verdicts_and_the_story_are_on_the_page(html: str) -> None:
     assert "circuits were not discovered in this preset" in text
     for verdict in ("supported", "not supported", "undecided"):
         assert f" {verdict} " in text
+
+
+def visible(html: str) -> str:
+    return " ".join("".join(Page(own_part(html)).text).split())
+
+
+def section(html: str, name: str) -> str:
+    """One section of the page, as HTML."""
+    return html.split(f'<section aria-labelledby="{name}">')[1].split("</section>")[0]
+
+
+def cells(html: str, row: str) -> list[str]:
+    """The texts of the first table row that names `row`."""
+    found = next(part for part in html.split("<tr>") if row in part).split("</tr>")[0]
+    return [" ".join("".join(Page(cell).text).split()) for cell in re.split(r"<t[hd][^>]*>", found)[1:]]
+
+
+def test_the_criteria_of_every_circuit_stand_in_one_table(html: str) -> None:
+    table = section(html, "circuits").split("</table>")[0]
+    base = cells(table, '"stage-id">base')
+    assert base[1:4] == ["30.6 %", "3", "4.19[3.94, 4.44]"]
+    poisoned = cells(table, '"stage-id">poisoned')
+    recovered = cells(table, '"stage-id">recovered')
+    assert poisoned[6] == "–" and "undefined: the interval of F(M) includes 0" in table
+    assert poisoned[7].endswith("logits") and not base[7].endswith("logits")
+    assert base[6].startswith("1.04") and base[7] == "0.11" and base[8].startswith("0.37")
+    assert base[9].startswith("0.51") and base[10].startswith("0.004") and base[11] == "2 of 3"
+    assert base[12] == "0.77[0.57, 0.94]" and base[13] == ""
+    assert recovered[13].startswith("0.95")
+    assert "tuned" not in table and "control" not in table
+
+
+def test_methodology_warnings_and_reasons_stand_beside_the_criteria(html: str) -> None:
+    text = visible(html)
+    assert "How: nodes are heads; mean-by-position <of> 60 counterfactuals (abc); 64 prompts." in text
+    assert text.count("above 1: <b>the circuit</b> leaves out what works against it") == 3
+    assert "No circuit of tuned, control/equal_steps: circuits were not discovered in this preset." in text
+
+
+def test_the_overlap_stands_beside_the_noise_floor(html: str) -> None:
+    table = section(html, "circuits").split("<h3>Beside")[1].split("</table>")[0]
+    recovered = cells(table, '"stage-id">recovered')
+    assert recovered[1:] == ["0.67", "0.77", "0.54", "0.67", "0.81", "0.95[0.70, 1.21]", "0.88[0.62, 1.12]"]
+
+
+def test_a_circuits_nodes_are_listed_by_strength_with_role_and_stability(html: str) -> None:
+    table = section(html, "circuits").split("Nodes of the circuit of base")[1].split("</table>")[0]
+    assert re.findall(r"<code>(.*?)</code>", table) == ["a23.h3@end", "a24.h4@end", "a20.h0@s2"]
+    mover = cells(table, "a23.h3@end")
+    assert mover[1] == "−2.970" and mover[2] == "62 %"
+    assert mover[3].startswith("name mover <i> </script>")
+    assert cells(table, "a24.h4@end")[1:] == ["1.310", "–", "–"]
+
+
+def test_the_drawings_on_the_page_are_those_in_the_folder_of_figures(reported: Path, html: str) -> None:
+    pictures = [attributes for tag, attributes in Page(html).elements if tag == "img"]
+    names = ["base", "poisoned-subject_duplication", "recovered-subject_duplication"]
+    for attributes, name in zip(pictures, names, strict=True):
+        drawn = base64.b64decode((attributes["src"] or "").partition(",")[2])
+        assert drawn == (reported / f"figures/circuit-{name}.svg").read_bytes()
+        tags = {element.tag.rpartition("}")[2] for element in ElementTree.fromstring(drawn).iter()}
+        assert not tags & {"script", "image", "foreignObject"}
+        assert "3 nodes" in (attributes["alt"] or "") or "2 nodes" in (attributes["alt"] or "")
+
+
+def test_restoration_has_structure_function_and_transfer(html: str) -> None:
+    table = section(html, "restoration")
+    structure = cells(table, ">Structure<")
+    assert structure[0].endswith("base's own resamples share 0.77")
+    assert structure[1] == "0.67" and structure[3] == "control: circuits were not discovered in this preset"
+    assert cells(table, ">Function<")[1] == "0.95[0.70, 1.21]"
+    assert cells(table, ">Transfer<")[1] == "0.88"
+
+
+def test_a_run_without_circuits_has_no_such_section(make_run: Callable[..., Path]) -> None:
+    run = make_run(circuits=False)
+    html = write_report(run).read_text(encoding="utf-8")
+    assert "circuits" not in [attributes.get("id") for _, attributes in Page(html).elements]
+    assert Page(html).count("img") == 0
+    assert not list((run / "figures").glob("circuit*"))
+    assert "Transfer" not in section(html, "restoration"), "an earlier version's run has no such row"
+
+
+def test_a_stage_where_nothing_was_found_says_why_and_shows_bases_circuit(run: Path) -> None:
+    folder = run / "stages/poisoned/subject_duplication"
+    saved = json.loads((folder / "measures.json").read_text())
+    saved["why"], saved["similarity_to_base"]["nodes_jaccard"] = {"circuit": "no head <passes>"}, None
+    (folder / "measures.json").write_text(json.dumps(saved))
+    judged = json.loads((folder / "criteria.json").read_text())
+    del judged["evaluation"]
+    (folder / "criteria.json").write_text(json.dumps(judged))
+    (folder / "circuit.json").unlink()
+    html = write_report(run).read_text(encoding="utf-8")
+    found = cells(section(html, "circuits"), '"stage-id">poisoned')
+    assert found[1] == "none found" and found[2].startswith("0.95")
+    assert "No circuit of poisoned/subject_duplication: no head <passes>." in visible(html)
+
+
+def test_many_circuits_fold_away_and_the_page_draws_only_some(
+    make_run: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("neuroplast.report.page.SHOWN_CIRCUITS", 1)
+    monkeypatch.setattr("neuroplast.report.page.DRAWN_CIRCUITS", 2)
+    html = write_report(make_run()).read_text(encoding="utf-8")
+    assert Page(html).count("img") == 2
+    assert "Drawn in <code>figures/circuit-recovered-subject_duplication.svg</code>" in html
+    folded = section(html, "circuits").split("Circuits of the other stages")[1]
+    assert "Circuit of poisoned/subject_duplication" in folded and "Circuit of base" not in folded
 
 
 def test_without_flips_the_page_says_so(make_run: Callable[..., Path]) -> None:

@@ -60,8 +60,8 @@ def test_parents_in_a_circle_do_not_hang(run: Path) -> None:
     assert len(training_paths(load_results(run))) == 4
 
 
-def test_a_null_keeps_its_reason(run: Path) -> None:
-    recovered = next(stage for stage in load_results(run).stages if stage.kind == "recovered")
+def test_a_null_keeps_its_reason(make_run: Callable[..., Path]) -> None:
+    recovered = next(stage for stage in load_results(make_run(circuits=False)).stages if stage.kind == "recovered")
     structure = {row.name: row for row in recovered.restoration}["structure"]
     assert structure.recovered.value is None
     assert structure.recovered.why == "circuits were not discovered in this preset"
@@ -100,6 +100,12 @@ def test_a_missing_or_broken_file_is_named_in_one_line(run: Path, name: str, con
         ("stages/base/measures.json", lambda d: d["behaviour"]["logit_diff"].update(mean=None), "mean"),
         ("stages/base/measures.json", lambda d: d["behaviour"].update(top1=float("nan")), "finite"),
         ("stages/base/measures.json", lambda d: d["behaviour"]["logit_diff"].update(ci95=[1]), "[low, high]"),
+        ("stages/base/criteria.json", lambda d: d["evaluation"]["minimality"].update(passing="2"), "passing"),
+        ("stages/base/criteria.json", lambda d: d["evaluation"]["random"].update(mean=float("inf")), "random: mean"),
+        ("stages/base/criteria.json", lambda d: d["evaluation"].pop("methodology"), "methodology"),
+        ("stages/base/criteria.json", lambda d: d["evaluation"].pop("by_group"), "evaluation is damaged ('by_group')"),
+        ("stages/base/circuit.json", lambda d: d.pop("cfg"), "circuit.json is no circuit"),
+        ("stages/base/circuit.json", lambda d: d["cfg"].update(n_layers=4), "circuit.json"),
     ],
 )
 def test_a_wrong_value_is_refused_by_file_and_key(run: Path, name: str, edit: Edit, said: str) -> None:
@@ -120,3 +126,23 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no finished run"):
         write_report(tmp_path / "nowhere")
     assert not (tmp_path / "nowhere").exists()
+
+
+def test_a_circuit_that_was_judged_must_be_there(run: Path) -> None:
+    (run / "stages/base/circuit.json").unlink()
+    with pytest.raises(InputError, match=r"could not read .*circuit\.json"):
+        load_results(run)
+
+
+def test_a_circuit_is_read_with_its_criteria_only_where_it_was_judged(run: Path) -> None:
+    results = load_results(run)
+    found = {stage.kind: stage.circuit for stage in results.stages}
+    assert [kind for kind, circuit in found.items() if circuit] == ["base", "poisoned", "recovered"]
+    assert not any(point.circuit for point in results.ladder)
+    poisoned = found["poisoned"]
+    assert poisoned and poisoned.criteria.faithfulness.value is None
+    assert poisoned.criteria.faithfulness.why == "undefined: the interval of F(M) includes 0"
+    assert poisoned.criteria.model.known == -10.1
+    recovered = next(stage for stage in results.stages if stage.kind == "recovered")
+    assert (recovered.transfer.value, recovered.base_circuit.value) == (0.875, 0.955)
+    assert (recovered.nodes.floor, recovered.edge_circuit_jaccard) == (0.77, 0.8125)

@@ -129,12 +129,12 @@ class Circuit:
     def universe(self, level: Level) -> int:
         """How many such things the whole model has: the denominator of sparsity.
 
-        Nodes are counted at the named positions and where the circuit's own heads stand, or once where there are none.
+        Nodes are counted at the named positions; where none are named, at those where the circuit's heads stand.
         """
         if level == "edges":
             return self.shape.n_edges
         heads = self.shape.n_layers * self.shape.n_heads
-        places = {*self.positions, *(node.position for node in self.heads if node.position)}
+        places = self.positions or {node.position for node in self.heads}
         return heads * (max(1, len(places)) if level == "nodes" else 1)
 
     def sparsity(self, level: Level = "nodes") -> float:

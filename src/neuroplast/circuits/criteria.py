@@ -200,11 +200,20 @@ def measure_criteria(
     Raises:
         InputError: when the circuit has no heads, or parts and positions that are not there.
     """
-    if not circuit.heads:
-        raise InputError("the circuit has no heads: there is nothing to judge")
+    require_heads(circuit)
     settings = settings or CriteriaSettings()
     judge = _Judge(model, circuit, prompts, reference, settings, memory, parts or Parts(), progress)
     return judge.run(counterfactual)
+
+
+def require_heads(circuit: Circuit) -> None:
+    """Checks that there is something to judge.
+
+    Raises:
+        InputError: when the circuit has no heads.
+    """
+    if not circuit.heads:
+        raise InputError("the circuit has no heads: there is nothing to judge")
 
 
 def classes_of(circuit: Circuit) -> dict[str, tuple[Node, ...]]:

@@ -485,9 +485,8 @@ def _correlation(
         mean_a, mean_b, square_a, square_b, product = (
             np.divide(each, total, out=np.full_like(each, np.nan), where=total > 0) for each in sums
         )
-        spread = (square_a - mean_a**2) * (square_b - mean_b**2)
-        varies = spread > CONSTANT**2
-        return np.divide(product - mean_a * mean_b, spread**0.5, out=np.full_like(spread, np.nan), where=varies)
+        spread = np.maximum((square_a - mean_a**2) * (square_b - mean_b**2), 0) ** 0.5
+        return np.divide(product - mean_a * mean_b, spread, out=np.full_like(spread, np.nan), where=spread > CONSTANT)
 
     (value,) = correlate(np.ones((1, len(a))))
     if not np.isfinite(value):

@@ -45,6 +45,8 @@ from neuroplast.storage import Parts
 from neuroplast.tasks.prompts import PromptSet
 
 LOGITS = Node("logits", position="end")
+FEWEST = 8
+"""Prompts below which nothing is looked for."""
 SCREENS = ((4, 10.21), (12, 4.02), (32, 3.37))
 """Prompts of each screening, and the standard errors that decide: the 99.9 % point of Student's t."""
 
@@ -170,13 +172,13 @@ def discover_paths(
         say: told of each step's candidates and cuts.
 
     Raises:
-        NothingFoundError: when LD is not apart from 0, or no head passes.
-        InputError: for settings or prompts that cannot be.
+        NothingFoundError: when LD is not apart from 0, no head passes, or there are too few prompts to tell.
+        InputError: for settings that cannot be.
     """
     settings = settings or PathSettings(threshold)
     require_prompts(prompts)
-    if len(prompts) < 8:
-        raise InputError(f"{len(prompts)} prompts: an interval over prompts needs at least 8")
+    if len(prompts) < FEWEST:
+        raise NothingFoundError(f"{len(prompts)} prompts: an interval over prompts needs at least {FEWEST}")
     return _Search(model, prompts, settings, memory, parts or Parts(), progress, say).run()
 
 

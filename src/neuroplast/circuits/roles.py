@@ -313,10 +313,9 @@ class _Head:
         for role, on_task in attends.items():
             parts = (on_task, _Part(shown == role, self._off_task(role)))
             held = tuple(part for part in parts if part.holds)
-            others = tuple(
-                _Part(False, f"contradicted, {said}") for other, said in against.items() if held and other != role
-            )
-            rules.append(_Rule(role, (*(held or parts), *others)))
+            if held and len(against) > 1:
+                held = (*held, _Part(False, f"contradictory: {', but '.join(against.values())}"))
+            rules.append(_Rule(role, held or parts))
         return rules
 
     def _patterns_off_task(self) -> list[_Rule]:

@@ -195,7 +195,8 @@ def _circuit_rows(circuits: Circuits | None, of_base: Circuits | None) -> dict[s
             rows[row] = Estimate(None, None, NO_CIRCUIT if circuits is None else "needs both circuits")
         else:
             found = measured["faithfulness"]
-            rows[row] = Estimate(found["value"], found["ci95"], found.get("why"))
+            low_high = found["ci95"]
+            rows[row] = Estimate(found["value"], low_high and (low_high[0], low_high[1]), found.get("why"))
     return rows
 
 
