@@ -12,8 +12,9 @@ from typing import Any
 from neuroplast.circuits.circuit import Circuit
 from neuroplast.circuits.criteria import CriteriaSettings, require_heads
 from neuroplast.circuits.edge_criteria import edge_curve
-from neuroplast.circuits.evaluate import evaluate, require_same_parts
-from neuroplast.circuits.files import load_circuit
+from neuroplast.circuits.evaluate import evaluate
+from neuroplast.circuits.files import load_circuit, require_model
+from neuroplast.circuits.path_discovery import shape_of
 from neuroplast.errors import InputError
 from neuroplast.memory import parse_size
 from neuroplast.models.network import Network
@@ -89,7 +90,7 @@ def run_evaluate(
     require_heads(circuit)
     begun = is_begun(out, MARKER, "evaluation")
     model, prompts = config.load(observer)
-    require_same_parts(circuit, model)
+    require_model(circuit, shape_of(model))
     provenance = {**config.provenance(model, prompts), "circuit_sha256": hash_file(Path(config.circuit))}
     if begun and load_json(out / MARKER) != provenance:
         raise InputError(

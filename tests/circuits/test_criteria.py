@@ -34,7 +34,8 @@ def gpt2() -> Network:
 @pytest.fixture
 def circuit(gpt2: Network) -> Circuit:
     names = {"a0.h1@a": -0.5, "a1.h2@b": -0.4, "a2.h0@end": -0.9, "a2.h3@end": 0.3}
-    return Circuit(shape_of(gpt2), {parse_node(name): score for name, score in names.items()}, positions=("a", "b"))
+    nodes = {parse_node(name): score for name, score in names.items()}
+    return Circuit(shape_of(gpt2), nodes, positions=("a", "b", "end"))
 
 
 def test_every_number_is_what_its_definition_says(gpt2: Network, circuit: Circuit, named_prompts: PromptSet):
@@ -139,7 +140,7 @@ def test_what_cannot_be_judged_is_refused(gpt2: Network, circuit: Circuit, named
     with pytest.raises(InputError, match="n_random must be a whole number"):
         evaluate(gpt2, circuit, named_prompts, n_random=-1)
     other = Circuit(circuit.shape.__class__("other", 2, 4, 32), {Node("head", 0, 0): 1.0})
-    with pytest.raises(InputError, match="evaluate it in a model with the same parts"):
+    with pytest.raises(InputError, match="does not fit"):
         evaluate(gpt2, other, named_prompts)
 
 
@@ -148,4 +149,4 @@ def test_the_document_says_how_it_was_made(gpt2: Network, circuit: Circuit, name
     document = evaluate(gpt2, circuit, named_prompts, counterfactual="abc", **settings).document()
     assert "mean-by-position of 4 counterfactuals (abc)" in document["methodology"]
     assert document["random"]["n"] == 5
-    assert document["circuit"]["sparsity"]["nodes"] == 4 / (12 * 2)
+    assert document["circuit"]["sparsity"]["nodes"] == 4 / (12 * 3)

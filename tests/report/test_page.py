@@ -166,11 +166,11 @@ def test_the_criteria_of_every_circuit_stand_in_one_table(html: str) -> None:
     poisoned = cells(table, '"stage-id">poisoned')
     recovered = cells(table, '"stage-id">recovered')
     assert poisoned[6] == "–" and "undefined: the interval of F(M) includes 0" in table
-    assert poisoned[7].endswith("logits") and not base[7].endswith("logits")
-    assert base[6].startswith("1.04") and base[7] == "0.11" and base[8].startswith("0.37")
-    assert base[9].startswith("0.51") and base[10].startswith("0.004") and base[11] == "2 of 3"
-    assert base[12] == "0.77[0.57, 0.94]" and base[13] == ""
-    assert recovered[13].startswith("0.95")
+    assert poisoned[7].startswith("0.11 logits") and "logits" not in base[7]
+    assert base[6].startswith("1.04") and base[7] == "0.11largest of 50: 0.37"
+    assert base[8].startswith("0.51") and base[9] == "0.0040[−0.2460, 0.2540]2 of 3 pass"
+    assert base[10] == "0.77[0.57, 0.94]" and base[11] == ""
+    assert recovered[11].startswith("0.95")
     assert "tuned" not in table and "control" not in table
 
 

@@ -8,7 +8,9 @@ import numpy as np
 
 from neuroplast.circuits.circuit import LEVELS, Circuit
 from neuroplast.circuits.criteria import PASSES, Criteria, CriteriaSettings, measure_criteria
-from neuroplast.errors import InputError, unknown_name
+from neuroplast.circuits.files import require_model
+from neuroplast.circuits.path_discovery import shape_of
+from neuroplast.errors import unknown_name
 from neuroplast.models.network import Network
 from neuroplast.statistics import Estimate
 from neuroplast.storage import Parts
@@ -147,7 +149,7 @@ def evaluate(
     for name in settings:
         if name not in CriteriaSettings.__dataclass_fields__:
             raise unknown_name("setting", name, CriteriaSettings.__dataclass_fields__)
-    require_same_parts(circuit, model)
+    require_model(circuit, shape_of(model))
     criteria = measure_criteria(
         model,
         circuit,
@@ -160,20 +162,6 @@ def evaluate(
         progress=progress,
     )
     return Evaluation(circuit, model.name, criteria)
-
-
-def require_same_parts(circuit: Circuit, model: Network) -> None:
-    """Checks that a model has the parts that a circuit names; its weights may differ.
-
-    Raises:
-        InputError: when it has others.
-    """
-    mine, theirs = (model.n_layers, model.n_heads, model.d_model), circuit.shape.same_parts[:3]
-    if mine != theirs:
-        raise InputError(
-            f"the circuit is of {circuit.shape.name} ({theirs[0]} layers of {theirs[1]} heads, width {theirs[2]}), "
-            f"{model.name} has {mine[0]} of {mine[1]}, width {mine[2]}: evaluate it in a model with the same parts"
-        )
 
 
 def circuit_document(circuit: Circuit) -> dict[str, Any]:

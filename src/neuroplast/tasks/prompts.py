@@ -19,7 +19,7 @@ from torch import Tensor
 from neuroplast.errors import InputError
 from neuroplast.storage import load_jsonl, write_jsonl
 
-_MARK = re.compile(r"[^\s,@+]+(\+\d+)?")
+_MARK = re.compile(r"[^\s,@+<>]+(\+\d+)?")
 """Names of positions that a selection can spell: `s2`, `s1+1`."""
 
 RESERVED = ("each", "other")
@@ -69,7 +69,7 @@ class Record:
             if name in RESERVED or name.isdecimal() or not _MARK.fullmatch(name):
                 raise InputError(
                     f"mark {name[:40]!r} cannot be named in a selection; expected a name such as s2 or s1+1, "
-                    "not a number, not 'each' or 'other', and no comma, space or @"
+                    "not a number, not 'each' or 'other', and no comma, space, @, < or >"
                 )
             if not 0 <= offset < len(self.clean):
                 raise InputError(f"mark {name!r} at {shown(offset)} lies outside the prompt {self.clean!r}")
