@@ -162,15 +162,15 @@ def cells(html: str, row: str) -> list[str]:
 def test_the_criteria_of_every_circuit_stand_in_one_table(html: str) -> None:
     table = section(html, "circuits").split("</table>")[0]
     base = cells(table, '"stage-id">base')
-    assert base[1:4] == ["30.6 %", "3", "4.19[3.94, 4.44]"]
+    assert base[1:3] == ["30.6 %3 edges", "4.19[3.94, 4.44]"]
     poisoned = cells(table, '"stage-id">poisoned')
     recovered = cells(table, '"stage-id">recovered')
-    assert poisoned[6] == "–" and "undefined: the interval of F(M) includes 0" in table
-    assert poisoned[7].startswith("0.11 logits") and "logits" not in base[7]
-    assert base[6].startswith("1.04") and base[7] == "0.11largest of 50: 0.37"
-    assert base[8].startswith("0.51") and base[9] == "0.0040[−0.2460, 0.2540]2 of 3 pass"
-    assert base[10] == "0.77[0.57, 0.94]" and base[11] == ""
-    assert recovered[11].startswith("0.95")
+    assert poisoned[5] == "–" and "undefined: the interval of F(M) includes 0" in table
+    assert poisoned[6].startswith("0.11 logits") and "logits" not in base[6]
+    assert base[5].startswith("1.04") and base[6] == "0.110.37 at most50 drawn"
+    assert base[7].startswith("0.51") and base[8] == "0.0040[−0.2460, 0.2540]2 of 3 pass"
+    assert base[9] == "0.77[0.57, 0.94]" and base[10] == ""
+    assert recovered[10].startswith("0.95")
     assert "tuned" not in table and "control" not in table
 
 

@@ -27,6 +27,7 @@ import numpy as np
 from torch import Tensor
 
 from neuroplast.circuits.circuit import Circuit
+from neuroplast.circuits.roles import MOVERS
 from neuroplast.components import Node
 from neuroplast.errors import InputError
 from neuroplast.interventions.ablation import ABLATIONS, Ablation, build_ablation
@@ -36,8 +37,6 @@ from neuroplast.statistics import RESAMPLES, Estimate, Weights, bootstrap_weight
 from neuroplast.storage import Parts
 from neuroplast.tasks.prompts import PromptSet
 
-MOVERS = ("name mover", "backup name mover", "negative name mover")
-"""Roles whose nodes stand in for each other: K of one is those with larger effects."""
 PASSES = 0.01
 """Least minimality of a node, as a share of |F(M)|: the paper's."""
 

@@ -5,19 +5,20 @@ given when every part of its rule holds:
 
 | role | stands at | acts | and |
 |---|---|---|---|
-| name mover | END | on the logits, and helps | adds more to the answer's logit than to the foil's |
-| negative name mover | END | on the logits, and hinders | adds less to the answer's than to the foil's |
+| name mover | END | on the logits, and helps | adds more to the answer than to the foil; attends to IO; copies |
+| negative name mover | END | on the logits, and hinders | adds less to it; attends to IO; copies negatively |
 | backup name mover | END | on the logits, and helps, with the movers knocked out only | |
+| writes for the answer | END | on the logits, and helps | adds more to the answer than to the foil |
+| writes against the answer | END | on the logits, and hinders | adds less to it |
 | S-inhibition | END | through movers' queries, on what they do | attends to S2 or S1 |
 | induction | S2 | | attends to S1+1, or shows induction off the task |
 | duplicate token | S2 | | attends to S1, or shows duplicate-token attention off the task |
 | previous token | S1+1 | | attends to S1, or shows previous-token attention off the task |
 
-- *Adds*: direct logit attribution, the paper's projection of the head's output on the names. A mover's reason also
-  says whether it is like the published ones, which *attend to* IO and *copy* (negative ones *copy negatively*).
+- *Adds*: direct logit attribution, the paper's projection of the head's output on the names.
 - *Acts through movers' queries*: of its edges into queries of movers, the strongest one strengthens what that mover
-  does: it helps where a (backup) name mover reads it, it hinders where a negative one does. A head that acts on logits
-  and queries is tried first for what it does more.
+  does: it helps where a head that helps reads it, it hinders where one that hinders does; whoever acts on the logits
+  counts as a mover here. A head that acts on logits and queries is tried first for what it does more.
 - *Attends to P*: more than to any other named position but its own, and more than even attention would. To S2 or S1:
   to the one that it attends to more, whatever it does with the other.
 - *Copies*: its output follows its attention (a correlation above 0), or its copy score is among those of the
@@ -37,11 +38,9 @@ A head without a position is tried for what it does at END, then for its pattern
 Sign: LD(patched) - LD(clean), so a negative edge helps.
 
 Deviations:
-- The paper's name movers also attend to IO and have a copy score above 95 %. Such heads there are in SmolLM2-135M, but
-  they are not those with the largest effects: one of these attends to S2 and writes against S, others, in the last
-  layer, attend to no name and write for or against IO what earlier heads brought to END. All of these are movers by
-  what they write, so what they write decides, and the rest is told. The other rules were fixed before any model was
-  looked at.
+- *Writes for* and *against the answer* are no roles of the paper. They were added after a look at SmolLM2-135M, where
+  the largest effects on the logits are not of heads like the paper's movers: one attends to S2 and writes against S,
+  others, in the last layer, attend to no name. They say what such a head writes, and nothing of how it knows.
 - The paper confirms off the task what it found on the task; here one of both will do.
 - Copy scores and patterns are compared with the model's other heads, because thresholds are known for GPT-2 only.
 """
@@ -72,10 +71,12 @@ from neuroplast.models.network import Network
 from neuroplast.tasks.prompts import PromptSet
 
 MOVER, BACKUP, NEGATIVE = "name mover", "backup name mover", "negative name mover"
+FOR, AGAINST = "writes for the answer", "writes against the answer"
 INHIBITION, UNCLASSIFIED = "S-inhibition", "unclassified"
-ROLES = (MOVER, BACKUP, NEGATIVE, INHIBITION, INDUCTION, DUPLICATE, PREVIOUS, UNCLASSIFIED)
+ROLES = (MOVER, BACKUP, NEGATIVE, FOR, AGAINST, INHIBITION, INDUCTION, DUPLICATE, PREVIOUS, UNCLASSIFIED)
 """All roles."""
-MOVERS = (MOVER, BACKUP, NEGATIVE)
+HINDERING = (NEGATIVE, AGAINST)
+MOVERS = (MOVER, BACKUP, FOR, *HINDERING)
 """Roles of heads that act on the logits."""
 
 ERRORS = 2.0
@@ -217,18 +218,20 @@ class _Head:
             return []
         if self.is_backup:
             return [_Rule(BACKUP, (self._acts(helping=True),), self._copies(positively=True).said)]
-        return [self._mover(MOVER, helping=True), self._mover(NEGATIVE, helping=False)]
+        return [*self._movers(helping=True), *self._movers(helping=False)]
 
-    def _mover(self, role: str, helping: bool) -> _Rule:
+    def _movers(self, helping: bool) -> list[_Rule]:
+        """The published rule, and what is left of it where a head only writes."""
         parts = (self._acts(helping), self._adds(helping))
         copies = self._copies(positively=helping)
+        published = MOVER if helping else NEGATIVE
         if not self.on_named_task:
-            return _Rule(role, (*parts, copies))
+            return [_Rule(published, (*parts, copies))]
+        writes = FOR if helping else AGAINST
         if not self.named:
-            return _Rule(role, parts, copies.said)
+            return [_Rule(writes, parts, copies.said)]
         attends = self._attends(["io"])
-        like = "like" if copies.holds and attends.holds else "unlike"
-        return _Rule(role, parts, f"{like} the published ones, {copies.said}; {attends.said}")
+        return [_Rule(published, (*parts, copies, attends)), _Rule(writes, parts, f"{copies.said}; {attends.said}")]
 
     def _at_logits(self) -> float | None:
         """The effect of the head on the logits."""
@@ -280,7 +283,7 @@ class _Head:
             acts = _Part(False, "no edge into a mover's query")
         else:
             score, role = self.edges[through], movers[_head_of(through)]
-            strengthens = (score > 0) is (role == NEGATIVE)
+            strengthens = (score > 0) is (role in HINDERING)
             does = "strengthens" if strengthens else "weakens"
             acts = _Part(strengthens, f"{does}, through its query, {_head_of(through)}, a {role} ({score:+.2f})")
         return _Rule(INHIBITION, (acts, self._attends(["s2", "s1"])))
