@@ -40,7 +40,8 @@ Sign: LD(patched) - LD(clean), so a negative edge helps.
 Deviations:
 - *Writes for* and *against the answer* are no roles of the paper. They were added after a look at SmolLM2-135M, where
   the largest effects on the logits are not of heads like the paper's movers: one attends to S2 and writes against S,
-  others, in the last layer, attend to no name. They say what such a head writes, and nothing of how it knows.
+  others, in the last layer, attend to no name. They say what such a head writes, and nothing of how it knows. That a head which
+  acts on both is tried first for what it does more was settled after that look too.
 - The paper confirms off the task what it found on the task; here one of both will do.
 - Copy scores and patterns are compared with the model's other heads, because thresholds are known for GPT-2 only.
 """
@@ -229,7 +230,7 @@ class _Head:
             return [_Rule(published, (*parts, copies))]
         writes = FOR if helping else AGAINST
         if not self.named:
-            return [_Rule(writes, parts, copies.said)]
+            return [_Rule(published, (*parts, copies)), _Rule(writes, parts, copies.said)]
         attends = self._attends(["io"])
         return [_Rule(published, (*parts, copies, attends)), _Rule(writes, parts, f"{copies.said}; {attends.said}")]
 
