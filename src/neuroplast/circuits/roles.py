@@ -40,8 +40,8 @@ Sign: LD(patched) - LD(clean), so a negative edge helps.
 Deviations:
 - *Writes for* and *against the answer* are no roles of the paper. They were added after a look at SmolLM2-135M, where
   the largest effects on the logits are not of heads like the paper's movers: one attends to S2 and writes against S,
-  others, in the last layer, attend to no name. They say what such a head writes, and nothing of how it knows. That a head which
-  acts on both is tried first for what it does more was settled after that look too.
+  others, in the last layer, attend to no name. They say what such a head writes, and nothing of how it knows. That a
+  head which acts on both is tried first for what it does more was settled after that look too.
 - The paper confirms off the task what it found on the task; here one of both will do.
 - Copy scores and patterns are compared with the model's other heads, because thresholds are known for GPT-2 only.
 """

@@ -47,6 +47,8 @@ ROLE_COLOURS: Mapping[str, str] = {
     "name mover": "#0072b2",
     "backup name mover": "#7cc4ee",
     "negative name mover": "#d55e00",
+    "writes for the answer": "#56789c",
+    "writes against the answer": "#b5713f",
     "s-inhibition": "#cc79a7",
     "induction": "#009e73",
     "duplicate token": "#e69f00",
