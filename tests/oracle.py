@@ -157,6 +157,8 @@ class Prompt:
         index = torch.arange(len(self.clean))
         if position is None:
             return index >= 0
+        if position == "other":
+            return ~torch.isin(index, torch.tensor(list(self.positions.values())))
         return index == (int(position) if position.isdecimal() else self.positions[position])
 
     def ld(self, now: Pass) -> Tensor:

@@ -14,7 +14,7 @@ from neuroplast.models.network import Network
 from neuroplast.tasks.prompts import PromptSet, Record
 from oracle import Oracle, prompts_of
 
-positions = st.sampled_from([None, "a", "b", "end", "2"])
+positions = st.sampled_from([None, "a", "b", "end", "2", "other"])
 heads = st.builds(Node, st.just("head"), st.sampled_from(range(3)), st.sampled_from(range(4)), positions)
 sets = st.lists(st.lists(heads, max_size=6, unique=True), min_size=1, max_size=3)
 

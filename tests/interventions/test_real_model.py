@@ -9,8 +9,10 @@ import pytest
 import torch
 
 from neuroplast.components import parse_edge, parse_node
+from neuroplast.interventions.ablation import build_ablation
 from neuroplast.interventions.activation_patching import activation_patch
 from neuroplast.interventions.edge_patching import patch_edges
+from neuroplast.interventions.knockout import run_knockouts
 from neuroplast.interventions.path_patching import path_patch
 from neuroplast.memory import parse_size
 from neuroplast.models.build import build_network
@@ -106,3 +108,20 @@ def test_the_process_stays_inside_its_budget(smollm2: Network):
         peaks[budget] = int(subprocess.run(words, capture_output=True, text=True, check=True).stdout)
         assert peaks[budget] < parse_size(budget)
     assert peaks["1500MiB"] < 0.8 * peaks["6GiB"], "a budget that bounds nothing shows nothing"
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_what_a_circuit_leaves_agrees_with_full_forward_passes(smollm2: Network, keep: bool):
+    prompts = ioi.prompts(smollm2, n=2)
+    circuit = [parse_node(name) for name in ("a16.h0@s1+1", "a17.h4@s2", "a20.h0@end", "a23.h3@end", "a8.h1@other")]
+    ablation = build_ablation(smollm2, prompts, "counterfactual")
+    found = run_knockouts(smollm2, prompts, [circuit], ablation, keep=keep)[0]
+    oracle = Oracle(load_model("smollm2-135m").module, "llama")
+    for number, text in enumerate(prompts_of(prompts)):
+        replace = {}
+        for key, value in oracle.run(text.counterfactual).seen.items():
+            if key[0] == "z":
+                mine = [text.where(node.position) for node in circuit if (node.layer, node.head) == key[1:]]
+                where = torch.stack([torch.zeros(len(text.clean), dtype=torch.bool), *mine]).any(dim=0)
+                replace[key] = (~where if keep else where, value)
+        torch.testing.assert_close(found[number], text.ld(oracle.run(text.clean, replace)), atol=1e-3, rtol=0)
