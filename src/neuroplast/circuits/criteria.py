@@ -29,7 +29,7 @@ from torch import Tensor
 from neuroplast.circuits.circuit import Circuit
 from neuroplast.circuits.roles import MOVERS
 from neuroplast.components import Node
-from neuroplast.errors import InputError
+from neuroplast.errors import InputError, StorageError
 from neuroplast.interventions.ablation import ABLATIONS, Ablation, build_ablation
 from neuroplast.interventions.knockout import Worlds, run_knockouts
 from neuroplast.models.network import Network
@@ -343,7 +343,10 @@ class _Judge:
 
         if not sets:
             return np.zeros((0, len(self.prompts)))
-        return self.parts.made(name, make)["logit_diff"].double().numpy()
+        found = self.parts.made(name, make)["logit_diff"]
+        if tuple(found.shape) != (len(sets), len(self.prompts)):
+            raise StorageError(f"the part {name!r} that was kept is of another evaluation; remove parts/ and run again")
+        return found.double().numpy()
 
     def _completeness(self) -> tuple[Gap, ...]:
         rng = np.random.default_rng(self.settings.seed)

@@ -17,8 +17,9 @@ from neuroplast.circuits.discover import discover
 from neuroplast.circuits.edge_discovery import discover_edges
 from neuroplast.circuits.evaluate import circuit_document, estimate_document, evaluate
 from neuroplast.circuits.files import load_circuit, save_circuit
+from neuroplast.circuits.path_discovery import shape_of
 from neuroplast.circuits.stability import drawn_sets
-from neuroplast.errors import NothingFoundError, StorageError
+from neuroplast.errors import NothingFoundError, StorageError, UnsupportedModelError
 from neuroplast.interventions.ablation import build_ablation
 from neuroplast.interventions.knockout import run_knockouts
 from neuroplast.models.network import Network
@@ -78,7 +79,7 @@ class CircuitStudy:
             if not (folder / name).is_file():
                 try:
                     found = make()
-                except NothingFoundError as error:
+                except (NothingFoundError, UnsupportedModelError) as error:
                     why[name.removesuffix(".json")] = str(error)
                     return None
                 shape = replace(found.shape, name=self.config.model, weights_sha256=weights_sha256)
@@ -112,7 +113,7 @@ class CircuitStudy:
             model,
             self.prompts,
             method=METHOD,
-            n=self.config.circuit_edges,
+            n=min(self.config.circuit_edges, shape_of(model).n_edges),
             parts=parts,
             progress=self.observer.progress,
         )
