@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 
 from neuroplast.circuits.circuit import Circuit
-from neuroplast.circuits.criteria import MOVERS, classes_of
+from neuroplast.circuits.criteria import classes_of
 from neuroplast.circuits.files import load_circuit, save_circuit
 from neuroplast.circuits.published import greedy_sets, minimality_sets, published_circuit, published_classes
-from neuroplast.circuits.roles import ROLES, UNCLASSIFIED
+from neuroplast.circuits.roles import AGAINST, FOR, MOVERS, ROLES, UNCLASSIFIED
 from neuroplast.components import Node, parse_edge, parse_node
 from neuroplast.errors import InputError
 
@@ -89,7 +89,7 @@ def test_its_classes_are_the_roles_that_are_known(circuit: Circuit):
     assert {name: set(nodes) for name, nodes in classes.items()} == {
         name: set(nodes) for name, nodes in classes_of(circuit).items()
     }
-    assert set(MOVERS) <= set(classes) == set(ROLES) - {UNCLASSIFIED}
+    assert set(classes) == set(ROLES) - {UNCLASSIFIED, FOR, AGAINST}
 
 
 def test_each_k_is_the_one_of_figure_20(circuit: Circuit):

@@ -154,11 +154,11 @@ def _means(
         z = record(model, chunk.prompts.counterfactual, ("z",), until=layers).z
         here = groups[chunk.rows].to(model.device)
         inside = torch.arange(chunk.prompts.clean.shape[1], device=model.device) <= chunk.end[:, None]
+        kept = {layer: values.float() for layer, values in z.items()}
+        if not by_position:
+            kept = {layer: (each * inside[..., None, None]).sum(dim=1, keepdim=True) for layer, each in kept.items()}
         # Nothing is added before everything is at hand: what runs out of memory is done again.
-        for layer, values in z.items():
-            values = values.float()
-            if not by_position:
-                values = (values * inside[..., None, None]).sum(dim=1, keepdim=True)
+        for layer, values in kept.items():
             sums[layer][:, : values.shape[1]].index_add_(0, here, values)
 
     row = model.module.dtype.itemsize * model.n_heads * model.d_head
