@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -111,6 +113,18 @@ def test_a_poisoned_model_is_scored_against_the_foil():
     assert faithfulness(whole * 0.8, whole, weights).value is None
     assert foil_faithfulness(whole * 0.8, whole, weights).value == pytest.approx(0.8)
     assert foil_faithfulness(-whole, -whole, weights).value is None
+
+
+def test_in_a_poisoned_model_random_circuits_are_held_against_the_share_of_the_foil(
+    gpt2: Network, named_prompts: PromptSet
+):
+    logits = gpt2.logits(named_prompts.clean, named_prompts.positions["end"])
+    poisoned = replace(named_prompts, answer=logits.argmin(1), foil=logits.argmax(1))
+    every = {Node("head", layer, head, name): -1.0 for layer in range(3) for head in range(2) for name in ("a", "end")}
+    circuit = Circuit(shape_of(gpt2), every, positions=("a", "b", "end"))
+    found = measure_criteria(gpt2, circuit, poisoned, settings=FEW)
+    assert found.faithfulness.value is None and found.foil_faithfulness.value == found.level
+    assert found.model.value < 0 < found.level and abs(found.random).max() < 3
 
 
 def test_an_interrupted_judgement_goes_on(gpt2: Network, circuit: Circuit, named_prompts: PromptSet, tmp_path):

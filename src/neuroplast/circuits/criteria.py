@@ -160,9 +160,14 @@ class Criteria:
         return self.needs[0].score if self.needs else Estimate(None, None, "the circuit has no heads")
 
     @property
+    def share(self) -> Estimate:
+        """F(C) ÷ F(M), of the answer or, where the model gives the foil, of that; undefined where it gives neither."""
+        return self.foil_faithfulness if self.foil_faithfulness.value is not None else self.faithfulness
+
+    @property
     def level(self) -> float:
-        """What random circuits are held against, in their unit: F(C) ÷ F(M), or F(C) where that is undefined."""
-        value = self.faithfulness.value if self.faithfulness.value is not None else self.circuit.value
+        """What random circuits are held against, in their unit: `share`, or F(C) where that is undefined."""
+        value = self.share.value if self.share.value is not None else self.circuit.value
         return float("nan") if value is None else value
 
     @property
@@ -426,7 +431,7 @@ class _Judge:
         return bootstrap_weights(len(rows), self.settings.seed, self.settings.resamples)
 
     def _ratio(self, values: np.ndarray, whole: np.ndarray) -> np.ndarray:
-        defined = faithfulness(whole, whole, self.weights).value is not None
+        defined = undefined(whole, self.weights) is None or undefined(-whole, self.weights) is None
         return values / whole.mean() if defined else values
 
     def _quotient(self, top: np.ndarray, bottom: np.ndarray, name: str, absolute: bool = False) -> Estimate:

@@ -191,7 +191,7 @@ def _random_document(found: Criteria) -> Mapping[str, Any]:
         "max": float(found.random.max()),
         "p95": float(np.quantile(found.random, 0.95)),
         "share_above": found.random_above,
-        "unit": "F / F(M)" if found.faithfulness.value is not None else "F, in logits",
+        "unit": "F / F(M)" if found.share.value is not None else "F, in logits",
     }
 
 
