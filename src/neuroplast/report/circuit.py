@@ -516,7 +516,7 @@ def _legend(plan: _Plan) -> list[_Key]:
     inner = [node for node in plan.drawn.nodes if node.kind in ("head", "mlp")]
     keys = [_Key("Nodes")] if inner else []
     for role, colour in plan.colours.items():
-        keys.append(_Key(f"{_short(role or '', 24)} ({sum(plan.roles[node] == role for node in inner)})", colour))
+        keys.append(_Key(f"{_short(role or '', 26)} ({sum(plan.roles[node] == role for node in inner)})", colour))
     rest = [plan.roles[node] for node in inner if plan.roles[node] not in plan.colours]
     for role, text in ((UNCLASSIFIED, UNCLASSIFIED), (None, "no role")):
         if count := rest.count(role):
