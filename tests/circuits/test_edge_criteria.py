@@ -15,8 +15,10 @@ from neuroplast.circuits.edge_discovery import build_edge_circuit, discover_edge
 from neuroplast.circuits.path_discovery import shape_of
 from neuroplast.components import parse_edge, parse_node
 from neuroplast.errors import InputError
-from neuroplast.interventions.edge_knockout import build_edge_graph, run_edge_circuits
+from neuroplast.interventions.edge_knockout import run_edge_circuits
+from neuroplast.interventions.edges import build_edge_graph
 from neuroplast.models.network import Network
+from neuroplast.statistics import bootstrap_weights
 from neuroplast.storage import Parts
 from neuroplast.tasks.prompts import PromptSet
 
@@ -149,11 +151,22 @@ def test_a_ranking_of_some_edges_ends_where_they_do(network: Network, apart: Pro
 
 def test_a_circuit_without_scored_edges_is_not_even_run(network: Network, named_prompts: PromptSet, monkeypatch):
     monkeypatch.setattr(edge_criteria, "run_edge_circuits", None)
+    monkeypatch.setattr(edge_criteria, "build_edge_graph", None)
     nodes = {parse_node("a1.h1@end"): -1.0}
     at_positions = {parse_edge("a0.h1@a->a1.h1<q>@a"): -1.0, parse_edge("m0->m1"): None}
     curve = edge_curve(network, Circuit(shape_of(network), nodes, at_positions), named_prompts)
     assert curve.n_scored == 0 and "only 0 of" in curve.why
     assert {curve.cpr.value, curve.model.value, *(point.value for point in curve.faithfulness)} == {None}
+    assert curve.n_total == shape_of(network).n_edges and set(curve.n_connected) == {None}
+    document = json.loads(json.dumps(curve.document(), allow_nan=False))
+    assert document["cmd"] == {"value": None, "ci95": None, "why": curve.why}
+
+
+def test_a_few_ranked_edges_below_the_smallest_circuit_are_not_run_either(network: Network, apart, monkeypatch):
+    monkeypatch.setattr(edge_criteria, "build_edge_graph", None)
+    few = {parse_edge("m0->logits"): -1.0, parse_edge("a0.h1->m1"): 0.5}
+    curve = edge_curve(network, Circuit(shape_of(network), {}, few), apart, fractions=(0.0, 0.05, 1.0))
+    assert curve.n_edges[1] > curve.n_scored == 2 and curve.why.startswith("only 2 of")
 
 
 def test_where_the_counterfactual_takes_nothing_away_it_is_undefined(network: Network, named_prompts: PromptSet):
@@ -162,6 +175,19 @@ def test_where_the_counterfactual_takes_nothing_away_it_is_undefined(network: Ne
     assert "not apart from 0: the counterfactuals take nothing away" in curve.why
     assert {curve.cpr.value, curve.cmd.value, *(point.value for point in curve.faithfulness)} == {None}
     assert curve.model.value == pytest.approx(curve.nothing.value, abs=1e-5)
+    json.dumps(curve.document(), allow_nan=False)
+
+
+def test_a_resample_of_prompts_that_nothing_changes_leaves_the_curve_json(network: Network, apart: PromptSet):
+    # One prompt in two has itself as its counterfactual: some resamples have none but these.
+    some = apart.pick(torch.tensor([0, 0, 0, 0, 1, 1, 1, 1]))
+    changed = torch.arange(8)[:, None] < 4
+    prompts = replace(some, counterfactual=torch.where(changed, some.counterfactual, some.clean))
+    weights = bootstrap_weights(8, 0)
+    assert (weights[:, :4].sum(axis=1) == 0).any()
+    curve = edge_curve(network, random_circuit(network), prompts, fractions=(0.5, 0.9, 1.0))
+    assert curve.cpr.value is not None and all(np.isfinite(curve.cpr.ci95))
+    json.dumps(curve.document(), allow_nan=False)
 
 
 def test_a_curve_is_json_and_is_not_measured_twice(network: Network, apart, tmp_path: Path, monkeypatch):
@@ -169,7 +195,7 @@ def test_a_curve_is_json_and_is_not_measured_twice(network: Network, apart, tmp_
     calls: list[tuple[int, int]] = []
     curve = edge_curve(network, circuit, apart, parts=Parts(tmp_path), progress=lambda *call: calls.append(call))
     assert curve.name == "eap" and calls[-1][0] == calls[-1][1]
-    document = json.loads(json.dumps(curve.document()))
+    document = json.loads(json.dumps(curve.document(), allow_nan=False))
     assert document["cpr"]["value"] == curve.cpr.value and document["faithfulness"][3]["ci95"][0] <= 1
     monkeypatch.setattr(edge_criteria, "run_edge_circuits", None)
     assert edge_curve(network, circuit, apart, parts=Parts(tmp_path)) == curve

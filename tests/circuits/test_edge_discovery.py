@@ -1,4 +1,5 @@
 import itertools
+import json
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -8,15 +9,16 @@ import torch
 from torch import Tensor
 
 from handbuilt import MODELS, HandBuilt
+from neuroplast.behaviour import measure_behaviour
 from neuroplast.circuits import edge_discovery
-from neuroplast.circuits.circuit import Circuit
-from neuroplast.circuits.edge_discovery import discover_edges, edge_stability, prune_edges, select_edges
+from neuroplast.circuits.edge_discovery import discover_edges, select_edges
 from neuroplast.components import Edge, Node, parse_edge
 from neuroplast.errors import InputError, NothingFoundError
 from neuroplast.interventions.edge_attribution import attribute_edges
-from neuroplast.interventions.edge_knockout import EdgeGraph, build_edge_graph, run_edge_circuits
 from neuroplast.interventions.edge_patching import patch_edges
+from neuroplast.interventions.edges import EdgeGraph, EdgeScores, build_edge_graph
 from neuroplast.models.network import Network
+from neuroplast.report.evaluation import criteria_rows
 from neuroplast.statistics import bootstrap_weights
 from neuroplast.storage import Parts
 from neuroplast.tasks.prompts import PromptSet
@@ -188,154 +190,143 @@ def test_shares_of_nothing_are_refused(network: Network, named_prompts: PromptSe
     answer = torch.cat([named_prompts.answer, named_prompts.foil])
     foil = torch.cat([named_prompts.foil, named_prompts.answer])
     prompts = replace(twice, answer=answer, foil=foil)
-    circuit = discover_edges(network, prompts, method="eap", n=100)
-    for run in (
-        lambda: discover_edges(network, prompts, method="eap", select="threshold", threshold=0.1),
-        lambda: prune_edges(network, prompts, circuit, 0.01),
-    ):
-        with pytest.raises(NothingFoundError, match="not apart from 0: the model does not do the task"):
-            run()
-
-
-# Pruning.
-
-
-def one_by_one(network: Network, prompts: PromptSet, circuit: Circuit, tau: float) -> tuple[set[Edge], float]:
-    """ACDC, literally: an edge at a time, each circuit run anew; and how near a decision came to the threshold."""
-    graph = build_edge_graph(network)
-    kept = graph.live(graph.mask(circuit.edges))
-    (clean,) = run_edge_circuits(network, prompts, [graph.exists]).mean(dim=1).tolist()
-    least, nearest = tau * abs(clean), 1.0
-    for column in reversed(range(len(graph.destinations))):
-        into = [edge for edge in circuit.edges if edge.destination == graph.destinations[column]]
-        for edge in sorted(into, key=lambda edge: abs(circuit.edges[edge])):
-            if not kept[graph.places([edge])]:
-                continue
-            without = kept & ~graph.mask([edge])
-            before, after = run_edge_circuits(network, prompts, [kept, without]).mean(dim=1).tolist()
-            nearest = min(nearest, abs(abs(after - before) - least) / least)
-            if abs(after - before) < least:
-                kept = without
-        kept = graph.live(kept)
-    return set(graph.edges(kept)), nearest
-
-
-@pytest.mark.parametrize("tau", [0.04, 0.15])
-def test_pruning_decides_as_one_edge_at_a_time_does(network: Network, named_prompts: PromptSet, tau: float):
-    prompts = named_prompts.pick(torch.tensor([3, 3, 3]))
-    circuit = discover_edges(network, prompts, method="eap", n=40)
-    expected, nearest = one_by_one(network, prompts, circuit, tau)
-    assert nearest > 1e-3, "a decision is too close to call"
-    assert 0 < len(expected) < len(circuit.edges)
-    calls: list[tuple[str, int, int]] = []
-    pruned = prune_edges(network, prompts, circuit, tau, progress=lambda *call: calls.append(call))
-    assert set(pruned.edges) == expected
-    assert all(pruned.edges[edge] == circuit.edges[edge] for edge in expected)
-    gone = set(circuit.edges) - expected
-    assert set(pruned.outside) == set(circuit.outside) | gone
-    assert pruned.provenance["pruning"]["n_edges"] == {"before": len(circuit.edges), "after": len(expected)}
-    rows = [row for row in pruned.provenance["steps"] if "fell with them" in row]
-    assert sum(row["removed"] + row["fell with them"] for row in rows) == len(gone)
-    assert {edge.source for edge in expected} <= set(pruned.nodes) <= set(circuit.nodes)
-    assert calls[-1][1] == calls[-1][2] and calls == sorted(calls)
-
-
-def test_pruning_all_edges_of_a_model_built_by_hand_leaves_its_circuit():
-    model = built("induction")
-    prompts = model.prompts(12, 0)
-    whole = discover_edges(model.network, prompts, method="eap", n=model.network.n_layers * 80)
-    assert len(whole.edges) > 200
-    pruned = prune_edges(model.network, prompts, whole, 0.1)
-    reads = edges("input->a0.h1<v>", "input->a2.h2<q>", "input->a2.h2<v>")
-    assert set(pruned.edges) == known_edges(model) | reads
-    alone = discover_edges(model.network, prompts, method="eap", n=240, prune=0.1)
-    assert alone.edges == pruned.edges and alone.provenance == pruned.provenance
-
-
-def test_a_circuit_that_cannot_be_pruned_is_refused(network: Network, named_prompts: PromptSet, one_graph: EdgeGraph):
-    prompts = named_prompts.pick(torch.tensor([0]))
-    circuit = discover_edges(network, prompts, method="eap", n=20)
-    for wrong, message in (
-        (replace(circuit, shape=replace(circuit.shape, n_layers=4)), "which has other parts than"),
-        (replace(circuit, edges={}), "no edges to prune"),
-        (replace(circuit, edges={parse_edge("a0.h1@end->a2.h0<q>@end"): 1.0}), "stands at a position"),
-    ):
-        with pytest.raises(InputError, match=message):
-            prune_edges(network, prompts, wrong, 0.1)
-    with pytest.raises(InputError, match=r"tau must be a positive number, .* got nan"):
-        prune_edges(network, prompts, circuit, float("nan"))
-    with pytest.raises(NothingFoundError, match=r"nothing is left: no edge changes LD by 1e\+03 of it"):
-        prune_edges(network, prompts, circuit, 1000.0)
-
-
-def test_an_interrupted_discovery_goes_on(network: Network, named_prompts, tmp_path: Path, monkeypatch):
-    prompts = named_prompts.pick(torch.tensor([3, 3, 3]))
-    settings = {"method": "eap", "n": 60, "prune": 0.1}
-    whole = discover_edges(network, prompts, **settings)
-    told: list[str] = []
-
-    def say(line: str) -> None:
-        told.append(line)
-        if len(told) == 3:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        discover_edges(network, prompts, **settings, parts=Parts(tmp_path), say=say)
-    assert told[1].startswith("logits: ") and told[2].startswith("layer ")
-    decided: list[int] = []
-    real = edge_discovery._prune_destination
-
-    def decide(run, column: int, *rest) -> int:
-        decided.append(column)
-        return real(run, column, *rest)
-
-    monkeypatch.setattr(edge_discovery, "attribute_edges", None)
-    monkeypatch.setattr(edge_discovery, "_prune_destination", decide)
-    again = discover_edges(network, prompts, **settings, parts=Parts(tmp_path))
-    assert again.edges == whole.edges and again.outside == whole.outside
-    graph, done = build_edge_graph(network), int(told[2].split(":")[0].removeprefix("layer "))
-    assert decided == list(range(graph.heads_read(done).start - 1, -1, -1))
-    for one, other in zip(again.provenance["steps"], whole.provenance["steps"], strict=True):
-        assert one == pytest.approx(other, abs=1e-4)
+    with pytest.raises(NothingFoundError, match="not apart from 0: the model does not do the task"):
+        discover_edges(network, prompts, method="eap", select="threshold", threshold=0.1)
 
 
 # Stability.
 
 
-def test_stability_is_the_mean_jaccard_of_pairs_of_resamples(network: Network, named_prompts: PromptSet, monkeypatch):
-    scores = attribute_edges(network, named_prompts, method="eap", per_prompt=True)
-    weights = torch.from_numpy(bootstrap_weights(4, 3, 12)).float()
-    sets = []
-    for row in weights:
+def solved(network: Network, prompts: PromptSet) -> PromptSet:
+    """The prompts with answer and foil such that the model does the task on each."""
+    right = measure_behaviour(network, prompts).logit_diff > 0
+    answer, foil = torch.where(right, prompts.answer, prompts.foil), torch.where(right, prompts.foil, prompts.answer)
+    return replace(prompts, answer=answer, foil=foil)
+
+
+def resampled(scores: EdgeScores, graph: EdgeGraph, n_prompts: int, **settings) -> list[set[Edge]]:
+    """The circuit of each resample, from the scores of every prompt."""
+    circuits = []
+    for row in torch.from_numpy(bootstrap_weights(n_prompts, 0, 100)).float():
         means = (scores.per_prompt @ row).masked_fill(~scores.exists, 0)
-        sets.append(set(means.abs().flatten().topk(25).indices.tolist()))
-    pairs = [len(a & b) / len(a | b) for a, b in itertools.combinations(sets, 2)]
+        least = settings.get("threshold", 0) * abs(float(scores.clean @ row))
+        chosen = select_edges(graph, means, scores.exists, settings["select"], n=settings.get("n"), least=least)
+        circuits.append(set(graph.edges(graph.live(chosen))))
+    return circuits
+
+
+def jaccards(sets: list[set]) -> Tensor:
+    pairs = [(one, other) for one, other in itertools.combinations(sets, 2) if one | other]
+    return torch.tensor([len(one & other) / len(one | other) for one, other in pairs])
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"select": "top-n", "n": 25}, {"select": "greedy", "n": 25}, {"select": "threshold", "threshold": 0.1}],
+    ids=lambda settings: settings["select"],
+)
+def test_stability_is_the_mean_jaccard_of_the_circuits_of_resamples(
+    network: Network, named_prompts: PromptSet, monkeypatch, settings: dict
+):
+    prompts = solved(network, named_prompts)
+    scores = attribute_edges(network, prompts, method="eap", per_prompt=True)
+    circuits = resampled(scores, build_edge_graph(network), 4, **settings)
+    heads = [{edge.source for edge in each if edge.source.kind == "head"} for each in circuits]
     for numbers in (edge_discovery.NUMBERS_AT_ONCE, 1000):
         monkeypatch.setattr(edge_discovery, "NUMBERS_AT_ONCE", numbers)
-        found = edge_stability(scores, 25, resamples=12, seed=3)
-        assert found.jaccard == pytest.approx(sum(pairs) / len(pairs), abs=1e-6)
-        low, high = torch.tensor(pairs).quantile(torch.tensor([0.025, 0.975])).tolist()
-        assert found.spread == pytest.approx((low, high), abs=1e-6)
-    assert 0.1 < found.jaccard < 0.95 and (found.n, found.n_prompts, found.resamples) == (25, 4, 12)
+        found = discover_edges(network, prompts, method="eap", **settings).provenance["stability"]
+        assert found["resamples"] == 100 and "why" not in found
+        for level, sets in (("nodes", heads), ("edges", circuits)):
+            pairs = jaccards(sets)
+            assert found[f"{level}_jaccard"]["mean"] == pytest.approx(float(pairs.mean()), abs=1e-6)
+            spread = pairs.quantile(torch.tensor([0.025, 0.975])).tolist()
+            assert found[f"{level}_jaccard"]["spread"] == pytest.approx(spread, abs=1e-6)
+        for head in set().union(*heads):
+            assert found["frequency"][str(head)] == pytest.approx(sum(head in each for each in heads) / 100)
+        assert set(found["frequency"]) == set(map(str, set().union(*heads)))
+    assert 0.1 < found["edges_jaccard"]["mean"] < 0.95
 
 
-def test_where_all_prompts_agree_the_edges_are_stable(network: Network, named_prompts: PromptSet):
+def test_exact_scores_have_a_stability_too(network: Network, named_prompts: PromptSet):
+    names = ["input->m0", "m0->logits", "m0->a1.h2<k>", "a1.h2->logits", "input->a1.h2<k>", "input->logits"]
+    circuit = discover_edges(network, named_prompts, method="exact", candidates=names, n=4)
+    graph, patched = build_edge_graph(network), patch_edges(network, named_prompts, names)
+    circuits = []
+    for row in torch.from_numpy(bootstrap_weights(4, 0, 100)).float():
+        order = (patched.effects @ row).abs().argsort(descending=True)[:4].tolist()
+        circuits.append(set(graph.edges(graph.live(graph.mask(patched.edges[place] for place in order)))))
+    found = circuit.provenance["stability"]["edges_jaccard"]
+    assert found["mean"] == pytest.approx(float(jaccards(circuits).mean()), abs=1e-6)
+
+
+@pytest.mark.parametrize("method", ["eap", "eap-ig", "ceap"])
+def test_where_all_prompts_agree_the_edges_are_stable(network: Network, named_prompts: PromptSet, method: str):
     prompts = named_prompts.pick(torch.tensor([2, 2, 2]))
-    scores = attribute_edges(network, prompts, method="eap", per_prompt=True)
-    found = edge_stability(scores, 25)
-    assert found.jaccard == 1.0 and found.spread == (1.0, 1.0)
+    circuit = discover_edges(network, prompts, method=method, steps=2, n=40)
+    found = circuit.provenance["stability"]
+    assert found["edges_jaccard"] == {"mean": 1.0, "spread": [1.0, 1.0]}
+    assert set(found["frequency"].values()) == {1.0}
+    assert set(found["frequency"]) == {str(node) for node in circuit.heads}
 
 
-def test_stability_says_what_it_lacks(network: Network, named_prompts: PromptSet):
-    scores = attribute_edges(network, named_prompts, method="eap", per_prompt=True)
-    total = int(scores.exists.sum())
-    one = attribute_edges(network, named_prompts.pick(torch.tensor([0])), method="eap", per_prompt=True)
-    for run, message in (
-        (lambda: edge_stability(replace(scores, per_prompt=None), 3), "attribute the edges with per_prompt=True"),
-        (lambda: edge_stability(one, 3), "needs at least 2 prompts"),
-        (lambda: edge_stability(scores, 3, resamples=1), "1 resamples: agreement needs at least 2"),
-        (lambda: edge_stability(scores, 0), f"n is 0; expected 1 to {total}"),
-        (lambda: edge_stability(scores, total + 1), f"expected 1 to {total}"),
-    ):
-        with pytest.raises(InputError, match=message):
-            run()
+def test_where_no_resample_has_a_circuit_its_agreement_is_null():
+    document = edge_discovery._stability_document(
+        EdgeGraph((Node("input"),), (Node("logits"),), torch.ones(1, 1, dtype=torch.bool), 0, 1),
+        3,
+        {name: edge_discovery._numbers(torch.zeros(100, 5, dtype=torch.bool)) for name in ("nodes", "edges")}
+        | {"frequency": torch.zeros(1)},
+    )
+    nothing = {"mean": None, "spread": None}
+    assert document == {"resamples": 100, "nodes_jaccard": nothing, "edges_jaccard": nothing, "frequency": {}}
+
+
+def test_what_cannot_be_resampled_has_a_reason_instead(network: Network, named_prompts: PromptSet, monkeypatch):
+    whole = discover_edges(network, named_prompts, method="eap", n=25)
+    monkeypatch.setattr(edge_discovery, "MOST_BYTES", 4 * build_edge_graph(network).exists.numel() * 4 - 1)
+    large = discover_edges(network, named_prompts, method="eap", n=25)
+    one = discover_edges(network, named_prompts.pick(torch.tensor([0])), method="eap", n=25)
+    assert whole.edges == large.edges and whole.provenance["stability"]["resamples"] == 100
+    for circuit, why in ((large, "too much to keep: give fewer prompts"), (one, "a single prompt cannot be resampled")):
+        found = circuit.provenance["stability"]
+        assert why in found["why"]
+        assert (found["resamples"], found["nodes_jaccard"], found["edges_jaccard"]) == (0, None, None)
+
+
+def test_a_budget_leaves_most_of_it_to_the_work(network: Network, named_prompts: PromptSet, monkeypatch):
+    size = 4 * build_edge_graph(network).exists.numel() * 4
+    for free, kept in ((4 * size + 4, True), (4 * size - 4, False)):
+        monkeypatch.setattr(edge_discovery, "working_memory", lambda *_, free=free: free)
+        circuit = discover_edges(network, named_prompts, method="eap", n=25, memory="64GiB")
+        assert ("why" not in circuit.provenance["stability"]) == kept
+
+
+def test_stability_is_not_measured_twice(network: Network, named_prompts, tmp_path: Path, monkeypatch):
+    found = discover_edges(network, named_prompts, method="eap", n=25, parts=Parts(tmp_path))
+    monkeypatch.setattr(edge_discovery, "attribute_edges", None)
+    again = discover_edges(network, named_prompts, method="eap", n=25, parts=Parts(tmp_path))
+    assert again == found and again.provenance["stability"]["resamples"] == 100
+    # What is kept does not grow with the prompts.
+    (part,) = tmp_path.iterdir()
+    assert part.stat().st_size < 7 * build_edge_graph(network).exists.numel() + 2000
+
+
+def test_stability_is_json_that_the_evaluation_prints(network: Network, named_prompts: PromptSet):
+    known = discover_edges(network, named_prompts, method="eap", n=25).provenance["stability"]
+    missing = {"resamples": 0, "nodes_jaccard": None, "edges_jaccard": None, "why": "too large"}
+    null = {"resamples": 100, "nodes_jaccard": None, "edges_jaccard": {"mean": None, "spread": None}}
+    estimate = {"value": 1.0, "ci95": None}
+    judged = {
+        "F": dict.fromkeys(("model", "circuit", "nothing"), estimate),
+        **dict.fromkeys(("faithfulness", "foil_faithfulness", "normalised", "mean_of_ratios"), estimate),
+        "by_group": {},
+        "by_ablation": {},
+        "random": {"n": 0},
+        "completeness": {"gap": estimate},
+        "minimality": {"min": estimate},
+    }
+    printed = {}
+    for name, stability in (("known", known), ("missing", missing), ("null", null)):
+        rows = criteria_rows(judged | {"stability": json.loads(json.dumps(stability, allow_nan=False))})
+        printed[name] = {row[0]: row[1] for row in rows if row[0].startswith("stability")}
+    assert printed["known"] == {f"stability, {name}": known[f"{name}_jaccard"]["mean"] for name in ("nodes", "edges")}
+    assert printed["missing"] == {} and printed["null"] == {"stability, edges": None}

@@ -9,8 +9,9 @@ from neuroplast.behaviour import measure_behaviour
 from neuroplast.components import Node, parse_edge
 from neuroplast.errors import InputError
 from neuroplast.interventions import chunks, edge_knockout
-from neuroplast.interventions.edge_knockout import CircuitRun, EdgeGraph, build_edge_graph, run_edge_circuits
+from neuroplast.interventions.edge_knockout import CircuitRun, run_edge_circuits
 from neuroplast.interventions.edge_patching import patch_edges
+from neuroplast.interventions.edges import EdgeGraph, build_edge_graph
 from neuroplast.models.build import build_network
 from neuroplast.models.network import Network
 from neuroplast.tasks.prompts import PromptSet

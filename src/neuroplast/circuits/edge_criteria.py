@@ -30,9 +30,11 @@ from torch import Tensor
 from neuroplast.circuits.circuit import Circuit
 from neuroplast.circuits.edge_discovery import select_edges
 from neuroplast.circuits.path_discovery import shape_of
+from neuroplast.components import Edge
 from neuroplast.errors import InputError, unknown_name
 from neuroplast.interventions.chunks import Progress
-from neuroplast.interventions.edge_knockout import EdgeGraph, build_edge_graph, run_edge_circuits
+from neuroplast.interventions.edge_knockout import run_edge_circuits
+from neuroplast.interventions.edges import EdgeGraph, build_edge_graph
 from neuroplast.interventions.selection import require_prompts
 from neuroplast.models.network import Network
 from neuroplast.statistics import RESAMPLES, Estimate, Weights, bootstrap_weights, estimate, estimate_mean
@@ -130,13 +132,16 @@ def edge_curve(
     _require_settings(select, rank, fractions)
     if not shape_of(model).fits(circuit.shape):
         raise InputError(f"the circuit is one of {circuit.shape.name}, which has other parts than {model.name}")
+    curve = _Curve(model, prompts, select, fractions, resamples, seed, memory, parts or Parts(), progress)
+    name, ranked = str(circuit.provenance.get("method") or "edges"), _ranked(circuit)
+    if not curve.knows(len(ranked)):
+        return curve.unknown(name, rank, 1, len(ranked))
     graph = build_edge_graph(model)
-    scores, measured = _scores_of(graph, circuit)
+    scores, measured = torch.zeros(graph.exists.shape), graph.mask(ranked)
+    scores[graph.places(ranked)] = torch.tensor(list(ranked.values()))
     # Of the most helping first: sizes that fall as scores rise.
     order = scores.abs() if rank == "size" else _places(-scores, measured)
-    curve = _Curve(model, prompts, graph, select, fractions, resamples, seed, memory, parts or Parts(), progress)
-    name = str(circuit.provenance.get("method") or "edges")
-    return curve.measure(name, rank, [order], measured)
+    return curve.measure(graph, name, rank, [order], measured)
 
 
 def random_edge_curve(
@@ -178,8 +183,8 @@ def random_edge_curve(
     drawn = [
         _places(torch.rand(graph.exists.shape, generator=generator), graph.exists).float() for _ in range(rankings)
     ]
-    curve = _Curve(model, prompts, graph, select, fractions, resamples, seed, memory, parts or Parts(), progress)
-    return curve.measure("random", "random", drawn, graph.exists)
+    curve = _Curve(model, prompts, select, fractions, resamples, seed, memory, parts or Parts(), progress)
+    return curve.measure(graph, "random", "random", drawn, graph.exists)
 
 
 class _Curve:
@@ -189,7 +194,6 @@ class _Curve:
         self,
         model: Network,
         prompts: PromptSet,
-        graph: EdgeGraph,
         select: str,
         fractions: Sequence[float],
         resamples: int,
@@ -199,37 +203,47 @@ class _Curve:
         progress: Progress | None,
     ) -> None:
         require_prompts(prompts)
-        self.model, self.prompts, self.graph, self.select = model, prompts, graph, select
-        self.fractions, self.weights = tuple(fractions), bootstrap_weights(len(prompts), seed, resamples)
+        self.model, self.prompts, self.select = model, prompts, select
+        self.fractions, self.weights = tuple(map(float, fractions)), bootstrap_weights(len(prompts), seed, resamples)
         self.memory, self.parts, self.progress = memory, parts, progress
-        self.n_total = int(graph.exists.sum())
+        self.n_total = shape_of(model).n_edges
         self.n_edges = tuple(int(fraction * self.n_total) for fraction in self.fractions)
 
+    def knows(self, n_scored: int) -> bool:
+        """Whether so many ranked edges give a single point: if not, nothing is worth running."""
+        return n_scored >= self.n_edges[-1] or any(0 < n <= n_scored for n in self.n_edges)
+
+    def unknown(self, name: str, rank: str, rankings: int, n_scored: int) -> EdgeCurve:
+        """The curve without a point."""
+        short = self._short(n_scored)
+        nothing = Estimate(None, None, short)
+        points = [nothing] * len(self.n_edges)
+        return self._curve(name, rank, rankings, n_scored, [], points, (nothing, nothing, nothing, nothing), short)
+
+    def _short(self, n_scored: int) -> str | None:
+        if n_scored >= self.n_edges[-1]:
+            return None
+        return f"only {n_scored} of {self.n_total} edges are ranked, and the largest circuit has {self.n_edges[-1]}"
+
     def measure(
-        self, name: str, rank: str, rankings: Sequence[Tensor], measured: Bool[Tensor, "source destination"]
+        self,
+        graph: EdgeGraph,
+        name: str,
+        rank: str,
+        rankings: Sequence[Tensor],
+        measured: Bool[Tensor, "source destination"],
     ) -> EdgeCurve:
         """The mean curve of some rankings of the measured edges; larger numbers come first."""
         if self.select == "greedy":
-            measured = measured & _leading(self.graph, measured)
+            measured = measured & _leading(graph, measured)
         n_scored = int(measured.sum())
+        if not self.knows(n_scored):
+            return self.unknown(name, rank, len(rankings), n_scored)
         within = [n for n in self.n_edges if n <= n_scored]
-        short = None
-        if n_scored < self.n_edges[-1]:
-            short = (
-                f"only {n_scored} of {self.n_total} edges are ranked, and the largest circuit has {self.n_edges[-1]}"
-            )
-        if not any(within) and short is not None:
-            # Not one point is known: nothing is worth running.
-            nothing = Estimate(None, None, short)
-            points = [nothing] * len(self.n_edges)
-            return self._curve(
-                name, rank, len(rankings), n_scored, [], points, (nothing, nothing, nothing, nothing), short
-            )
         masks = [
-            [self.graph.live(select_edges(self.graph, each, measured, self.select, n=n)) for n in within]
-            for each in rankings
+            [graph.live(select_edges(graph, each, measured, self.select, n=n)) for n in within] for each in rankings
         ]
-        found = self._run(f"edge curve {name} {rank} {self.select}", masks)
+        found = self._run(graph, f"edge curve {name} {rank} {self.select}", masks)
         empty, whole, circuits = found[0], found[1], found[2:].reshape(len(rankings), len(within), -1)
         span = estimate_mean(self.weights, whole - empty)
         why = None
@@ -240,7 +254,9 @@ class _Curve:
             """f of each ranking."""
             least = weights @ empty
             above = np.einsum("sp,rfp->srf", weights, circuits) - least[:, None, None]
-            return above / (weights @ whole - least)[:, None, None]
+            below = np.broadcast_to((weights @ whole - least)[:, None, None], above.shape)
+            # A resample of nothing but prompts that the counterfactual leaves as they are has no f.
+            return np.divide(above, below, out=np.full_like(above, np.nan), where=below != 0)
 
         points: list[Estimate] = []
         for index, n in enumerate(self.n_edges):
@@ -250,14 +266,16 @@ class _Curve:
                 points.append(estimate(self.weights, lambda rows, at=index: shares(rows)[..., at].mean(axis=1)))
             else:
                 points.append(Estimate(None, None, f"it has {n} edges, and only {n_scored} are ranked"))
-        why = why or short
+        why = why or self._short(n_scored)
         cpr = cmd = Estimate(None, None, why)
         if why is None:
             cpr = estimate(self.weights, lambda rows: self._area(shares(rows)).mean(axis=1))
             cmd = estimate(self.weights, lambda rows: self._area(np.abs(1 - shares(rows))).mean(axis=1))
         connected = [sum(int(each[index].sum()) for each in masks) / len(masks) for index in range(len(within))]
         model, nothing = estimate_mean(self.weights, whole), estimate_mean(self.weights, empty)
-        return self._curve(name, rank, len(rankings), n_scored, connected, points, (cpr, cmd, model, nothing), why)
+        return self._curve(
+            name, rank, len(rankings), n_scored, connected, points, (cpr, cmd, model, nothing), why or cpr.why
+        )
 
     def _curve(
         self,
@@ -290,9 +308,11 @@ class _Curve:
             why=why,
         )
 
-    def _run(self, name: str, masks: Sequence[Sequence[Tensor]]) -> Float[np.ndarray, "circuit prompt"]:
+    def _run(
+        self, graph: EdgeGraph, name: str, masks: Sequence[Sequence[Tensor]]
+    ) -> Float[np.ndarray, "circuit prompt"]:
         """LD with no edges, with all, and of every circuit; equal circuits run once."""
-        wanted = [torch.zeros_like(self.graph.exists), self.graph.exists, *(mask for each in masks for mask in each)]
+        wanted = [torch.zeros_like(graph.exists), graph.exists, *(mask for each in masks for mask in each)]
         numbers: dict[bytes, int] = {}
         which = [numbers.setdefault(mask.numpy().tobytes(), len(numbers)) for mask in wanted]
         first = [wanted[which.index(number)] for number in range(len(numbers))]
@@ -308,18 +328,13 @@ class _Curve:
         return ((values[..., 1:] + values[..., :-1]) / 2) @ widths
 
 
-def _scores_of(
-    graph: EdgeGraph, circuit: Circuit
-) -> tuple[Float[Tensor, "source destination"], Bool[Tensor, "source destination"]]:
+def _ranked(circuit: Circuit) -> dict[Edge, float]:
     """The scores of a circuit's edges and of those outside; edges at positions are none of these."""
-    scored = {
+    return {
         edge: score
         for edge, score in (*circuit.outside.items(), *circuit.edges.items())
         if score is not None and edge.source.position is None and edge.destination.position is None
     }
-    scores = torch.zeros(graph.exists.shape)
-    scores[graph.places(scored)] = torch.tensor(list(scored.values()))
-    return scores, graph.mask(scored)
 
 
 def _places(

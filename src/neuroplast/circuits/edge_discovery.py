@@ -8,19 +8,17 @@ Steps:
    the largest edge into what is in already, until there are `n`.
 3. Dangling parts go: edges on no path from the input to the logits change nothing
    (`neuroplast.interventions.edge_knockout`).
-4. Where asked for, the circuit is pruned like ACDC (Conmy et al. 2023, arXiv 2304.14997): destinations from the
-   logits down; each edge into one is removed for good when that changes the mean LD of what is left by less than
-   tau × |mean LD(clean)|; then dangling parts go again. Removed edges carry their source's counterfactual output.
+4. The same choice is made on bootstrap resamples of the prompts, from scores that are kept prompt by prompt: how far
+   their circuits agree is the circuit's stability (arXiv 2510.00845).
+5. Where asked for, the circuit is pruned (`neuroplast.circuits.edge_pruning`).
 
 Sign: a score is LD(patched) - LD(clean), in logits, direction clean -> counterfactual; negative: the edge helps.
 
-Deviations: ACDC's metric is the KL divergence from the clean run's output; here it is LD, which the rest of this
-library measures, so an edge that moves only other tokens goes. ACDC takes a destination's edges in the order of the
-sources; here the weakest score comes first. Many edges are tried at once on a guess of what becomes of the earlier
-ones, and again where the guess was wrong: each is decided as if they had been tried one by one.
+Deviation: stability is that of the circuit before pruning.
 """
 
 import heapq
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
@@ -29,21 +27,21 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from neuroplast.behaviour import measure_behaviour
 from neuroplast.circuits.circuit import SIGN, Circuit, Shape
+from neuroplast.circuits.edge_pruning import Report, nodes_of, prune_edges, require_difference, require_positive
 from neuroplast.circuits.path_discovery import shape_of
-from neuroplast.circuits.stability import agreement
+from neuroplast.circuits.stability import RESAMPLES, agreement
 from neuroplast.components import Edge, Node, parse_edge
 from neuroplast.errors import InputError, NothingFoundError, unknown_name
 from neuroplast.interventions.chunks import Progress
 from neuroplast.interventions.edge_attribution import METHODS as ATTRIBUTIONS
 from neuroplast.interventions.edge_attribution import STEPS, attribute_edges
-from neuroplast.interventions.edge_knockout import VARIANTS, CircuitRun, EdgeGraph, build_edge_graph
 from neuroplast.interventions.edge_patching import patch_edges
-from neuroplast.interventions.edges import EdgeScores
+from neuroplast.interventions.edges import EdgeGraph, build_edge_graph
 from neuroplast.interventions.selection import require_prompts
+from neuroplast.memory import show_size, working_memory
 from neuroplast.models.network import Network
-from neuroplast.statistics import bootstrap_weights, interval
+from neuroplast.statistics import bootstrap_weights
 from neuroplast.storage import Parts
 from neuroplast.tasks.prompts import PromptSet
 
@@ -52,13 +50,12 @@ Choice = Literal["top-n", "threshold", "greedy"]
 CHOICES: tuple[Choice, ...] = get_args(Choice)
 SHARE = 0.01
 """Share of the edges that are chosen where no `n` is given."""
-RESAMPLES = 100
-"""Bootstrap resamples of stability."""
+MOST_BYTES = 2**30
+"""Most that the scores of every prompt may take; without them there is no stability."""
+MOST_OF_BUDGET = 0.25
+"""Most of a memory budget that they may take."""
 NUMBERS_AT_ONCE = 2**24
 """Scores of resamples that are held together."""
-
-Report = Callable[[str, int, int], None]
-"""Called with (activity, steps done, steps in all)."""
 
 
 def discover_edges(
@@ -95,7 +92,9 @@ def discover_edges(
         say: told what was measured, chosen and removed.
 
     Returns:
-        The circuit; `outside` has the scores of the other measured edges, `provenance["steps"]` what was done.
+        The circuit; `outside` has the scores of the other measured edges, `provenance["steps"]` what was done, and
+        `provenance["stability"]` how far resamples of the prompts agree, as `Stability.document` writes it without
+        the drawn sets; where the scores of every prompt are too many to keep, null and a reason.
 
     Raises:
         NothingFoundError: when no edge passes, none is connected, or LD is not apart from 0 and shares of it count.
@@ -105,21 +104,25 @@ def discover_edges(
     _require_settings(method, select, n, threshold, prune, candidates)
     require_prompts(prompts)
     graph, parts = build_edge_graph(model), parts or Parts()
-    kept = parts.made(
-        "edge scores", lambda: _measure(model, prompts, graph, method, steps, candidates, memory, progress)
-    )
-    scored = _Scored(kept["scores"], kept["measured"], kept["clean"])
-    n_measured = int(scored.measured.sum())
+
+    def measure() -> dict[str, Tensor]:
+        found = _measure(model, prompts, graph, method, steps, candidates, memory, progress)
+        kept = {"scores": found.scores, "measured": found.measured, "clean": found.clean}
+        return kept | (_resample(graph, found, select, n, threshold) if found.by_prompt is not None else {})
+
+    kept = parts.made("edge scores and stability", measure)
+    scores, measured, clean = kept["scores"], kept["measured"], kept["clean"]
+    n_measured = int(measured.sum())
     log: list[dict[str, Any]] = [{"step": "scores", "method": method, "edges": n_measured}]
     least = None
     if select == "threshold":
-        least = (threshold or 0.0) * require_difference(scored.clean)
-    elif n is None:
-        n = max(1, round(SHARE * n_measured))
-    chosen = select_edges(graph, scored.scores, scored.measured, select, n=n, least=least)
-    sizes = scored.scores[chosen].abs()
+        least = (threshold or 0.0) * require_difference(clean)
+    else:
+        n = n or _usual_number(n_measured)
+    chosen = select_edges(graph, scores, measured, select, n=n, least=least)
+    sizes = scores[chosen].abs()
     if not len(sizes):
-        largest = float(scored.scores.abs().max())
+        largest = float(scores.abs().max())
         raise NothingFoundError(
             f"no edge passes: the threshold {threshold:.3g} of LD is {least:.3g}, and the largest score {largest:.3g}; "
             "give a lower threshold"
@@ -147,11 +150,12 @@ def discover_edges(
         "direction": "clean->counterfactual",
         "task": prompts.task,
         "n_prompts": len(prompts),
-        "logit_diff": float(scored.clean.mean()),
+        "logit_diff": float(clean.mean()),
         "n_edges": {"scored": n_measured, "chosen": len(sizes), "connected": int(live.sum())},
         "steps": log,
+        "stability": _stability_document(graph, len(prompts), kept),
     }
-    circuit = build_edge_circuit(shape_of(model), graph, live, scored.scores, scored.measured, provenance)
+    circuit = build_edge_circuit(shape_of(model), graph, live, scores, measured, provenance)
     if prune is None:
         return circuit
     return prune_edges(model, prompts, circuit, prune, memory=memory, parts=parts, progress=progress, say=say)
@@ -233,7 +237,7 @@ def build_edge_circuit(
 ) -> Circuit:
     """A circuit of some edges, with the scores of all that were measured."""
     inside, outside = dict(_scored(graph, scores, kept)), dict(_scored(graph, scores, measured & ~kept))
-    return Circuit(shape, dict.fromkeys(_nodes_of(inside)), inside, outside, provenance=provenance)
+    return Circuit(shape, dict.fromkeys(nodes_of(inside)), inside, outside, provenance=provenance)
 
 
 def _scored(
@@ -242,231 +246,20 @@ def _scored(
     return zip(graph.edges(mask), scores.T[mask.T].tolist(), strict=True)
 
 
-def _nodes_of(edges: Mapping[Edge, Any]) -> Iterator[Node]:
-    for edge in edges:
-        yield edge.source
-        yield replace(edge.destination, channel=None)
-
-
-def prune_edges(
-    model: Network,
-    prompts: PromptSet,
-    circuit: Circuit,
-    tau: float,
-    *,
-    memory: str | int | None = None,
-    parts: Parts | None = None,
-    progress: Report | None = None,
-    say: Callable[[str], None] = lambda _: None,
-) -> Circuit:
-    """Removes the edges of a circuit that the mean LD does not need: step 4, exact.
-
-    Args:
-        model: the instrumented model.
-        prompts: clean prompts with their counterfactuals.
-        circuit: a circuit of edges without positions.
-        tau: least change of the mean LD that keeps an edge, as a share of |mean LD(clean)|.
-        memory: bound on the process's memory, such as `4GiB`; None takes what is free.
-        parts: keeps each layer's decisions, so that an interrupted pruning goes on.
-        progress: called with (activity, done, total).
-        say: told how many edges went in each layer.
-
-    Returns:
-        What is left; `outside` has the removed edges too, where they have scores.
-
-    Raises:
-        NothingFoundError: when nothing is left, or LD is not apart from 0.
-        InputError: for a circuit of another model, one without edges or with positions, a tau that is not positive,
-            or a budget that is too small.
-        UnsupportedModelError: when the model's edges cannot be told apart.
-    """
-    _require_positive("tau", tau)
-    require_prompts(prompts)
-    shape, graph, parts = shape_of(model), build_edge_graph(model), parts or Parts()
-    if not shape.fits(circuit.shape):
-        raise InputError(f"the circuit is one of {circuit.shape.name}, which has other parts than {model.name}")
-    if not circuit.edges:
-        raise InputError("the circuit has no edges to prune: give one that was found by its edges")
-    mask = graph.mask(circuit.edges)
-    least = tau * require_difference(measure_behaviour(model, prompts).logit_diff)
-    run = CircuitRun(model, prompts, mask, memory=memory)
-    sizes = torch.full(graph.exists.shape, float("inf"))
-    scored = {edge: abs(score) for edge, score in circuit.edges.items() if score is not None}
-    sizes[graph.places(scored)] = torch.tensor(list(scored.values()))
-    log = [_Pruned("dangling parts", int(mask.sum()), int((mask & ~run.kept).sum()), 0, float(run.difference.mean()))]
-    total = int(run.kept.sum())
-    for name, columns in _from_the_logits(graph):
-        before = int(run.kept.sum())
-
-        def decide(columns: range = columns) -> dict[str, Tensor]:
-            tried = removed = 0
-            for column in columns:
-                order = [row for row in sizes[:, column].sort(stable=True).indices.tolist() if run.kept[row, column]]
-                tried += len(order)
-                removed += _prune_destination(run, column, order, least)
-            return {"kept": run.kept, "counts": torch.tensor([tried, removed])}
-
-        decided = parts.made(f"pruned {name}", decide)
-        if not torch.equal(decided["kept"], run.kept):
-            run.become(decided["kept"])
-        tried, removed = decided["counts"].tolist()
-        if tried:
-            fell = before - int(run.kept.sum()) - removed
-            log.append(_Pruned(name, tried, removed, fell, float(run.difference.mean())))
-            say(f"{name}: {tried} edges tried, {removed} removed, {fell} fell with them, LD {log[-1].logit_diff:.3f}")
-        if progress is not None:
-            below = run.kept[:, : min(columns)].sum()
-            progress("pruning", total - int(below), total)
-    if not run.kept.any():
-        raise NothingFoundError(f"nothing is left: no edge changes LD by {tau:.3g} of it; give a smaller tau")
-    left = {edge: circuit.edges[edge] for edge in graph.edges(run.kept)}
-    nodes = set(_nodes_of(left))
-    gone = {edge: score for edge, score in circuit.edges.items() if edge not in left and score is not None}
-    pruning = {
-        "tau": tau,
-        "metric": "mean LD",
-        "n_prompts": len(prompts),
-        "n_edges": {"before": len(circuit.edges), "after": len(left)},
-    }
-    steps = [*circuit.provenance.get("steps", ()), *(row.document() for row in log)]
-    return replace(
-        circuit,
-        nodes={node: score for node, score in circuit.nodes.items() if node in nodes},
-        edges=left,
-        outside={**circuit.outside, **gone},
-        roles={node: role for node, role in circuit.roles.items() if node in nodes},
-        provenance={**circuit.provenance, "pruning": pruning, "steps": steps},
-    )
-
-
 @dataclass(frozen=True)
-class _Pruned:
-    """What became of the edges into one layer."""
-
-    step: str
-    tried: int
-    removed: int
-    fell: int
-    logit_diff: float
-
-    def document(self) -> dict[str, Any]:
-        return {
-            "step": self.step,
-            "edges": self.tried,
-            "removed": self.removed,
-            "fell with them": self.fell,
-            "logit_diff": self.logit_diff,
-        }
-
-
-def _from_the_logits(graph: EdgeGraph) -> Iterator[tuple[str, range]]:
-    """The destinations' columns, from the last to the first, layer by layer."""
-    end = len(graph.destinations) - 1
-    yield "logits", range(end, end - 1, -1)
-    for layer in reversed(range(graph.n_layers)):
-        yield f"layer {layer}", range(graph.mlp_reads(layer), graph.heads_read(layer).start - 1, -1)
-
-
-def _prune_destination(run: CircuitRun, column: int, rows: Sequence[int], least: float) -> int:
-    """Decides on the edges into one destination in turn; gives how many were removed."""
-    left, removed, at_once, expected = list(rows), 0, 4, True
-    kept, before = run.kept, float(run.difference.mean(dtype=torch.float64))
-    while left:
-        masks: list[Tensor] = []
-        for row in left[:at_once]:
-            # Each without the edges before it too, or with them, as they are expected to go or to stay.
-            masks.append((masks[-1] if expected and masks else kept).clone())
-            masks[-1][row, column] = False
-        values = run.variants(masks).mean(dim=1, dtype=torch.float64).tolist()
-        decided, goes = 0, expected
-        for mask, value in zip(masks, values, strict=True):
-            goes = abs(value - before) < least
-            decided += 1
-            if goes:
-                removed, kept, before = removed + 1, mask, value
-            if goes != expected:
-                break
-        left = left[decided:]
-        at_once = min(2 * at_once, VARIANTS) if goes == expected else max(2, at_once // 2)
-        expected = goes
-    if removed:
-        run.become(kept)
-    return removed
-
-
-def require_difference(clean: Float[Tensor, "prompt"]) -> float:
-    """|mean LD|, which shares are taken of.
-
-    Raises:
-        NothingFoundError: when its interval includes 0.
-    """
-    low, high = interval(bootstrap_weights(len(clean), 0) @ clean.double().numpy())
-    if low <= 0 <= high:
-        raise NothingFoundError(
-            f"LD {float(clean.mean()):.2f} [{low:.2f}, {high:.2f}] is not apart from 0: the model does not do the "
-            "task, and shares of LD mean nothing"
-        )
-    return abs(float(clean.mean()))
-
-
-@dataclass(frozen=True)
-class EdgeStability:
-    """Whether other prompts would have given the same edges."""
-
-    n: int
-    """Edges that each resample chooses, before dangling parts go."""
-    n_prompts: int
-    """Prompts that are resampled."""
-    resamples: int
-    """How many resamples."""
-    seed: int
-    """Seed of the draw."""
-    jaccard: float
-    """Mean Jaccard of two resamples' edges."""
-    spread: tuple[float, float]
-    """The 2.5 % and 97.5 % points of the pairs."""
-
-
-def edge_stability(scores: EdgeScores, n: int, resamples: int = RESAMPLES, seed: int = 0) -> EdgeStability:
-    """Chooses the n largest edges on bootstrap resamples of the prompts (arXiv 2510.00845).
-
-    Args:
-        scores: from `attribute_edges` with `per_prompt=True`.
-        n: edges that are chosen, by the size of their mean score.
-        resamples: how many, at least 2.
-        seed: seed of the draw.
-
-    Raises:
-        InputError: for scores that are not kept prompt by prompt or are of a single prompt, fewer than two resamples,
-            or an n that is not between 1 and the number of edges.
-    """
-    if scores.per_prompt is None:
-        raise InputError("stability needs the scores of every prompt: attribute the edges with per_prompt=True")
-    if len(scores.clean) < 2:
-        raise InputError("stability needs at least 2 prompts to resample, got 1")
-    if resamples < 2:
-        raise InputError(f"{resamples} resamples: agreement needs at least 2, better 100")
-    values = scores.per_prompt[scores.exists]
-    if not 0 < n <= len(values):
-        raise InputError(f"n is {n}; expected 1 to {len(values)}, the edges that are scored")
-    weights = torch.from_numpy(bootstrap_weights(len(scores.clean), seed, resamples)).to(values.dtype)
-    parts = weights.split(max(1, NUMBERS_AT_ONCE // len(values)))
-    chosen = torch.cat([(values @ part.T).abs().topk(n, dim=0).indices.T for part in parts])
-    # Most edges are never chosen: only the others are columns.
-    seen, places = chosen.unique(return_inverse=True)
-    members = torch.zeros(resamples, len(seen), dtype=torch.bool).scatter_(1, places, True)
-    found = agreement(members.numpy())
-    assert found.mean is not None and found.spread is not None
-    return EdgeStability(n, len(scores.clean), resamples, seed, found.mean, found.spread)
-
-
-@dataclass(frozen=True)
-class _Scored:
-    """What was measured."""
+class _Measured:
+    """The scores of edges."""
 
     scores: Float[Tensor, "source destination"]
+    """Means over prompts."""
     measured: Bool[Tensor, "source destination"]
+    """Which edges have one."""
     clean: Float[Tensor, "prompt"]
+    """LD on the clean prompts."""
+    by_prompt: Float[Tensor, "*edge prompt"] | None
+    """The scores prompt by prompt, where they are kept."""
+    places: tuple[Sequence[int] | slice, Sequence[int] | slice]
+    """Where these stand in the matrix."""
 
 
 def _measure(
@@ -478,20 +271,88 @@ def _measure(
     candidates: Sequence[Edge | str] | None,
     memory: str | int | None,
     progress: Report | None,
-) -> dict[str, Tensor]:
-    """The fields of `_Scored`."""
-    told = _named(progress, method)
+) -> _Measured:
+    told, several = _named(progress, method), len(prompts) > 1
     if method != "exact":
-        found = attribute_edges(model, prompts, method=method, steps=steps, memory=memory, progress=told)
-        return {"scores": found.scores, "measured": found.exists, "clean": found.clean}
+        keep = several and _bytes_by_prompt(graph, len(prompts)) <= _most_bytes(model, memory)
+        found = attribute_edges(
+            model, prompts, method=method, steps=steps, per_prompt=keep, memory=memory, progress=told
+        )
+        return _Measured(found.scores, found.exists, found.clean, found.per_prompt, (slice(None), slice(None)))
     edges = None
     if candidates is not None:
         edges = [edge if isinstance(edge, Edge) else parse_edge(edge) for edge in candidates]
         graph.mask(edges)  # refuses what is none before anything is measured
     exact = patch_edges(model, prompts, edges, receivers="all", memory=memory, progress=told)
+    places = graph.places(exact.edges)
     scores = torch.zeros(graph.exists.shape)
-    scores[graph.places(exact.edges)] = exact.effects.mean(dim=1)
-    return {"scores": scores, "measured": graph.mask(exact.edges), "clean": exact.clean}
+    scores[places] = exact.effects.mean(dim=1)
+    return _Measured(scores, graph.mask(exact.edges), exact.clean, exact.effects if several else None, places)
+
+
+def _usual_number(n_measured: int) -> int:
+    return max(1, round(SHARE * n_measured))
+
+
+def _bytes_by_prompt(graph: EdgeGraph, n_prompts: int) -> int:
+    return 4 * graph.exists.numel() * n_prompts
+
+
+def _most_bytes(model: Network, memory: str | int | None) -> int:
+    if memory is None or model.device.type != "cpu":
+        return MOST_BYTES
+    return min(MOST_BYTES, int(MOST_OF_BUDGET * working_memory(model.device, memory)))
+
+
+def _resample(
+    graph: EdgeGraph, found: _Measured, select: str, n: int | None, threshold: float | None
+) -> dict[str, Tensor]:
+    """Chooses anew on bootstrap resamples of the prompts.
+
+    Returns:
+        `nodes` and `edges`: mean pairwise Jaccard of the circuits' heads and of their edges, with the 2.5 % and 97.5 %
+        points of the pairs (NaN where all are empty); `frequency`: share of the circuits that have each source.
+    """
+    assert found.by_prompt is not None
+    weights = torch.from_numpy(bootstrap_weights(len(found.clean), 0, RESAMPLES)).float()
+    n = n or _usual_number(int(found.measured.sum()))
+    drawn: list[Tensor] = []
+    for part in weights.split(max(1, NUMBERS_AT_ONCE // graph.exists.numel())):
+        for row, values in zip(part, (found.by_prompt @ part.T).unbind(dim=-1), strict=True):
+            scores = torch.zeros(graph.exists.shape)
+            scores[found.places] = values
+            least = (threshold or 0.0) * abs(float(row @ found.clean))
+            drawn.append(graph.live(select_edges(graph, scores, found.measured, select, n=n, least=least)))
+    edges = torch.stack(drawn)
+    sources = edges.any(dim=2)
+    heads = torch.tensor([node.kind == "head" for node in graph.sources])
+    # Most edges are never chosen: only the others are columns.
+    members = {"nodes": sources[:, heads], "edges": edges[:, edges.any(dim=0)]}
+    return {name: _numbers(each) for name, each in members.items()} | {"frequency": sources.double().mean(dim=0)}
+
+
+def _numbers(members: Bool[Tensor, "circuit item"]) -> Float[Tensor, "number"]:
+    found = agreement(members.numpy())
+    if found.mean is None or found.spread is None:
+        return torch.full((3,), float("nan"), dtype=torch.float64)
+    return torch.tensor([found.mean, *found.spread], dtype=torch.float64)
+
+
+def _stability_document(graph: EdgeGraph, n_prompts: int, kept: Mapping[str, Tensor]) -> dict[str, Any]:
+    if "frequency" not in kept:
+        why = "a single prompt cannot be resampled"
+        if n_prompts > 1:
+            size = show_size(_bytes_by_prompt(graph, n_prompts))
+            why = f"the scores of every prompt take {size}, too much to keep: give fewer prompts, or a larger budget"
+        return {"resamples": 0, "nodes_jaccard": None, "edges_jaccard": None, "frequency": {}, "why": why}
+    document: dict[str, Any] = {"resamples": RESAMPLES}
+    for level in ("nodes", "edges"):
+        mean, *spread = kept[level].tolist()
+        known = math.isfinite(mean)
+        document[f"{level}_jaccard"] = {"mean": mean if known else None, "spread": spread if known else None}
+    shares = zip(graph.sources, kept["frequency"].tolist(), strict=True)
+    document["frequency"] = {str(node): share for node, share in shares if share and node.kind == "head"}
+    return document
 
 
 def _named(progress: Report | None, name: str) -> Progress | None:
@@ -523,9 +384,4 @@ def _require_settings(
         raise InputError(f"select={select!r} takes n, not a threshold: use select='threshold'")
     for name, value in (("threshold", threshold), ("tau", prune)):
         if value is not None:
-            _require_positive(name, value)
-
-
-def _require_positive(name: str, value: Any) -> None:
-    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < float("inf"):
-        raise InputError(f"{name} must be a positive number, a share of |LD| such as 0.005, got {value!r}")
+            require_positive(name, value)

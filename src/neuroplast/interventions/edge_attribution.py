@@ -20,7 +20,6 @@ Sign: estimated LD(patched) - LD(clean), in logits; direction clean -> counterfa
 """
 
 import itertools
-import math
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -33,7 +32,7 @@ from torch import Tensor, nn
 from neuroplast.components import READ_CHANNELS, ReadChannel
 from neuroplast.errors import InputError, unknown_name
 from neuroplast.interventions.chunks import Chunk, Progress, Size, in_prompt_chunks, logit_difference
-from neuroplast.interventions.edges import EdgeScores, build_destinations, build_sources, joined
+from neuroplast.interventions.edges import EdgeScores, Workspace, build_edge_graph
 from neuroplast.interventions.selection import require_prompts
 from neuroplast.models.attention import AttentionCall, tapped
 from neuroplast.models.network import LayerCall, Network
@@ -78,13 +77,14 @@ def attribute_edges(
     require_prompts(prompts)
     model.require_mlps()
     points = 1 if method == "eap" else steps
-    sources, destinations = build_sources(model), build_destinations(model)
-    exists = torch.tensor([[joined(u, v, model.is_parallel) for v in destinations] for u in sources])
+    graph = build_edge_graph(model)
+    sources, destinations, exists = graph.sources, graph.destinations, graph.exists
     total, squares = torch.zeros(2, *exists.shape, dtype=torch.float64)
-    kept = torch.zeros(*exists.shape, len(prompts)) if per_prompt else None
+    # Filled, not zeros that the system lends on demand: chunks are measured against what is taken.
+    kept = torch.full((*exists.shape, len(prompts)), 0.0) if per_prompt else None
     clean, counterfactual = torch.zeros(len(prompts)), torch.zeros(len(prompts))
     readers = [find_reader(model, layer) for layer in range(model.n_layers)]
-    workspace = _Workspace()
+    workspace = Workspace()
 
     def work(chunk: Chunk, _: int, tick: Callable[[], None]) -> None:
         scores, *differences = _Attribution(model, chunk, readers).scores(method, points, workspace, tick)
@@ -139,7 +139,7 @@ class _Attribution:
         self.counterfactual = model.start(chunk.prompts.counterfactual)
 
     def scores(
-        self, method: str, points: int, workspace: "_Workspace", tick: Callable[[], None]
+        self, method: str, points: int, workspace: Workspace, tick: Callable[[], None]
     ) -> tuple[Float[Tensor, "prompt source destination"], Float[Tensor, "prompt"], Float[Tensor, "prompt"]]:
         """The scores of all edges prompt by prompt, and LD on the clean and on the counterfactual prompts."""
         other = self.run(1.0, gradients=False)
@@ -287,26 +287,10 @@ class _Trace:
         return torch.stack([each[..., projection.outputs] for each in back], dim=3).flatten(2, 3)
 
 
-class _Workspace:
-    """Memory that chunks use one after the other: fresh from the system, it costs as much as the work in it."""
-
-    def __init__(self) -> None:
-        self._kept: dict[str, Tensor] = {}
-
-    def take(self, name: str, like: Tensor, *shape: int) -> Tensor:
-        """A buffer of a shape, with whatever was in it."""
-        size = math.prod(shape)
-        if name in self._kept and self._kept[name].numel() < size:
-            del self._kept[name]  # before its successor is made
-        if name not in self._kept:
-            self._kept[name] = like.new_empty(size)
-        return self._kept[name][:size].view(shape)
-
-
 class _Scores:
     """The scores of all edges on one chunk of prompts, added up point by point."""
 
-    def __init__(self, model: Network, readers: Sequence[Reader], chunk: Chunk, workspace: _Workspace) -> None:
+    def __init__(self, model: Network, readers: Sequence[Reader], chunk: Chunk, workspace: Workspace) -> None:
         self.model, self.readers, self.workspace = model, readers, workspace
         counts = chunk.changed.sum(dim=1).tolist()
         ends = list(itertools.accumulate(counts))
@@ -323,8 +307,8 @@ class _Scores:
         n_layers, n_heads = self.model.n_layers, self.model.n_heads
         n_rows, d_model = base.residual[0].shape
         n_read = 3 * n_heads + 1
-        written = self.workspace.take("written", base.residual[0], self.n_sources, n_rows, d_model)
-        read = self.workspace.take("read", base.residual[0], LAYERS_A_PRODUCT * n_read, n_rows, d_model)
+        written = self.workspace.take("written", base.residual[0], (self.n_sources, n_rows, d_model))
+        read = self.workspace.take("read", base.residual[0], (LAYERS_A_PRODUCT * n_read, n_rows, d_model))
         written[0] = other.residual[0] - base.residual[0]
         n, first = 1, 0
         for layer in range(n_layers):

@@ -21,7 +21,7 @@ The result is a logit difference, not an effect: there is no sign to choose.
 """
 
 import math
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 
@@ -29,7 +29,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from neuroplast.components import READ_CHANNELS, Edge, Node, ReadChannel
+from neuroplast.components import READ_CHANNELS, ReadChannel
 from neuroplast.errors import InputError
 from neuroplast.interventions.chunks import (
     Chunk,
@@ -39,7 +39,7 @@ from neuroplast.interventions.chunks import (
     logit_difference,
     rows_at_once,
 )
-from neuroplast.interventions.edges import build_destinations, build_sources, joined
+from neuroplast.interventions.edges import EdgeGraph, Workspace, build_edge_graph
 from neuroplast.interventions.pairs import recorded_bytes
 from neuroplast.interventions.selection import require_prompts
 from neuroplast.memory import show_size, working_memory
@@ -59,111 +59,6 @@ NUMBERS_A_PIECE = 2**18
 """Numbers that what heads read is normed by: a piece that stays in the processor's cache."""
 EVERYWHERE, AT_END = slice(None), slice(-1, None)
 """Positions of a window."""
-
-
-@dataclass(frozen=True)
-class EdgeGraph:
-    """The edges of a model as a matrix: a row for each source, a column for each destination."""
-
-    sources: tuple[Node, ...]
-    """Rows, in the order of the forward pass."""
-    destinations: tuple[Node, ...]
-    """Columns, likewise."""
-    exists: Bool[Tensor, "source destination"]
-    """Whether there is such an edge."""
-    n_layers: int
-    """Layers."""
-    n_heads: int
-    """Query heads a layer."""
-
-    def heads_read(self, layer: int) -> slice:
-        """The columns of a layer's heads: all q, then all k, then all v."""
-        first = layer * (3 * self.n_heads + 1)
-        return slice(first, first + 3 * self.n_heads)
-
-    def mlp_reads(self, layer: int) -> int:
-        """The column of a layer's MLP."""
-        return (layer + 1) * (3 * self.n_heads + 1) - 1
-
-    def heads_written(self, layer: int) -> slice:
-        """The rows of a layer's heads."""
-        first = 1 + layer * (self.n_heads + 1)
-        return slice(first, first + self.n_heads)
-
-    def mlp_written(self, layer: int) -> int:
-        """The row of a layer's MLP."""
-        return (layer + 1) * (self.n_heads + 1)
-
-    def places(self, edges: Iterable[Edge]) -> tuple[list[int], list[int]]:
-        """Rows and columns of edges.
-
-        Raises:
-            InputError: for an edge at a position, or one that the model does not have.
-        """
-        row_of = {node: row for row, node in enumerate(self.sources)}
-        column_of = {node: column for column, node in enumerate(self.destinations)}
-        rows: list[int] = []
-        columns: list[int] = []
-        for edge in edges:
-            if edge.source.position or edge.destination.position:
-                raise InputError(f"{edge} stands at a position; here edges carry all positions: leave out @")
-            row, column = row_of.get(edge.source), column_of.get(edge.destination)
-            if row is None or column is None or not bool(self.exists[row, column]):
-                raise InputError(f"the model has no edge {edge}")
-            rows.append(row)
-            columns.append(column)
-        return rows, columns
-
-    def mask(self, edges: Iterable[Edge]) -> Bool[Tensor, "source destination"]:
-        """Edges as a matrix.
-
-        Raises:
-            InputError: as `places`.
-        """
-        found = torch.zeros_like(self.exists)
-        found[self.places(edges)] = True
-        return found
-
-    def edges(self, mask: Bool[Tensor, "source destination"]) -> list[Edge]:
-        """The edges of a matrix, by destination and then by source, in the order of the forward pass."""
-        return [Edge(self.sources[u], self.destinations[v]) for v, u in mask.T.nonzero().tolist()]
-
-    def live(self, kept: Bool[Tensor, "source destination"]) -> Bool[Tensor, "source destination"]:
-        """The edges on a path from the input to the logits; the others change nothing."""
-        kept = kept & self.exists
-        reached = torch.zeros(len(self.sources), dtype=torch.bool)
-        leads = torch.zeros(len(self.destinations), dtype=torch.bool)
-        reached[0] = leads[-1] = True
-        for layer in range(self.n_layers):
-            read = (kept[:, self.heads_read(layer)] & reached[:, None]).any(dim=0)
-            reached[self.heads_written(layer)] = read.view(3, -1).any(dim=0)
-            reached[self.mlp_written(layer)] = (kept[:, self.mlp_reads(layer)] & reached).any()
-        for layer in reversed(range(self.n_layers)):
-            leads[self.mlp_reads(layer)] = (kept[self.mlp_written(layer)] & leads).any()
-            leads[self.heads_read(layer)] = (kept[self.heads_written(layer)] & leads).any(dim=1).repeat(3)
-        return kept & reached[:, None] & leads
-
-    def changes(
-        self, kept: Bool[Tensor, "copy source destination"], former: Bool[Tensor, "source destination"]
-    ) -> tuple[Bool[Tensor, "copy destination"], Bool[Tensor, "copy source"]]:
-        """Which destinations read, and which sources write, otherwise than with the former edges."""
-        read = (kept != former).any(dim=1)
-        written = torch.zeros(kept.shape[:2], dtype=torch.bool)
-        for layer in range(self.n_layers):
-            heads, mlp = self.heads_read(layer), self.mlp_reads(layer)
-            read[:, heads] |= (kept[:, :, heads] & written[..., None]).any(dim=1)
-            written[:, self.heads_written(layer)] = read[:, heads].unflatten(1, (3, -1)).any(dim=1)
-            read[:, mlp] |= (kept[:, :, mlp] & written).any(dim=1)
-            written[:, self.mlp_written(layer)] = read[:, mlp]
-        read[:, -1] |= (kept[:, :, -1] & written).any(dim=1)
-        return read, written
-
-
-def build_edge_graph(model: Network) -> EdgeGraph:
-    """The edges of a model."""
-    sources, destinations = build_sources(model), build_destinations(model)
-    exists = torch.tensor([[joined(u, v, model.is_parallel) for v in destinations] for u in sources])
-    return EdgeGraph(sources, destinations, exists, model.n_layers, model.n_heads)
 
 
 def run_edge_circuits(
@@ -194,7 +89,7 @@ def run_edge_circuits(
     masks = [graph.live(_checked(graph, mask)) for mask in kept]
     result = torch.zeros(len(masks), len(prompts))
     order = sorted(range(len(masks)), key=lambda number: int(masks[number].sum()))
-    workspace = _Workspace()
+    workspace = Workspace()
     if not masks:
         return result
     size = _size(model, prompts, graph, masks, len(masks))
@@ -249,7 +144,7 @@ class CircuitRun:
         self._states: list[tuple[_Runs, _State]] = []
         self._n_prompts = len(prompts)
         self._budget = 0
-        workspace = _Workspace()
+        workspace = Workspace()
 
         def work(chunk: Chunk, copies: int, _: Callable[[], None]) -> None:
             runs = _Runs(model, chunk, self.graph, read, workspace)
@@ -356,22 +251,6 @@ class _Read:
         return self._projection.weight
 
 
-class _Workspace:
-    """Memory that one copy uses after the other: fresh from the system, it costs as much as the work in it."""
-
-    def __init__(self) -> None:
-        self._kept: dict[str, Tensor] = {}
-
-    def take(self, name: str, like: Tensor, shape: Sequence[int]) -> Tensor:
-        """A buffer of a shape, with whatever was in it."""
-        size = math.prod(shape)
-        if name in self._kept and self._kept[name].numel() < size:
-            del self._kept[name]  # before its successor is made
-        if name not in self._kept:
-            self._kept[name] = like.new_empty(size)
-        return self._kept[name][:size].view(*shape)
-
-
 @dataclass(frozen=True)
 class _State:
     """A circuit's run on a chunk of prompts."""
@@ -399,7 +278,7 @@ class _Runs:
         chunk: Chunk,
         graph: EdgeGraph,
         read: Sequence[Mapping[ReadChannel, _Read]],
-        workspace: _Workspace,
+        workspace: Workspace,
     ) -> None:
         self.model, self.chunk, self.graph, self.read, self.workspace = model, chunk, graph, read, workspace
         self.recording: Recording = record(model, chunk.prompts.counterfactual, RECORDED)
