@@ -1,17 +1,16 @@
 """What a knocked-out head gives instead of its value z: something that says nothing of the clean prompt's names.
 
-| kind | the value |
-|---|---|
-| `mean-by-position` | the mean over the reference's counterfactuals of the same template, group and length, position by position (Wang et al. 2022, arXiv 2211.00593, section 2.2, with ABC counterfactuals) |
-| `mean` | the mean over all positions up to END of all the reference's counterfactuals |
-| `zero` | 0 |
-| `resample` | that of another counterfactual of the reference, of the same template, group and length; drawn by a seed |
-| `counterfactual` | that of the prompt's own counterfactual |
+- `mean-by-position`: the mean over the reference's counterfactuals of the same template, group and length, position by
+  position (Wang et al. 2022, arXiv 2211.00593, section 2.2, with ABC counterfactuals).
+- `mean`: the mean over all positions up to END of all the reference's counterfactuals.
+- `zero`: 0.
+- `resample`: that of another counterfactual of the reference, of the same template, group and length; drawn by a seed.
+- `counterfactual`: that of the prompt's own counterfactual.
 
 These choices move what a circuit is said to explain from below 0 to above 100 % (arXiv 2407.08734), so every result
 names its own. The reference is a set of prompts of its own where one is given, else the measured prompts; with few
 prompts a template a mean is a mean of few.
-"""  # noqa: E501
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field

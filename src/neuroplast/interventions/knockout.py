@@ -1,4 +1,4 @@
-"""Knocking heads out: their values replaced by what says nothing of the clean prompt (`neuroplast.interventions.ablation`).
+"""Knocking heads out: they give what says nothing of the clean prompt (`neuroplast.interventions.ablation`).
 
 A knocked-out head keeps its new value whatever happens below. `Knockout` stands underneath other interventions;
 `run_knockouts` measures what is left of the logit difference without some heads, or with nothing but some heads (a
@@ -9,7 +9,7 @@ window from its first position to END, on the recorded clean run. With nothing b
 a run in which all heads are knocked out. Nothing then moves between positions but through the heads that are kept,
 so a copy is only the positions where some head is kept, and END; every other position stays as it was recorded.
 MLPs always recompute.
-"""  # noqa: E501
+"""
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
