@@ -5,7 +5,7 @@ A folder gets `discover.json` (the settings, and the weights and prompts that we
 `prompts.jsonl`. What is measured is kept in `parts/` until the circuit is whole, so an interrupted discovery goes on.
 """
 
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -63,8 +63,7 @@ class DiscoverConfig(Subject):
 
     def settings(self) -> dict[str, Any]:
         """The settings of the method that were given."""
-        names = {field.name for field in fields(self)} & set(SETTINGS[self.method])
-        given = {name: getattr(self, name) for name in sorted(names) if getattr(self, name) is not None}
+        given = {name: getattr(self, name) for name in METHOD_SETTINGS if getattr(self, name) is not None}
         if self.positions is not None:
             given["positions"] = tuple(part.strip() for part in self.positions.split(",") if part.strip())
         return given
