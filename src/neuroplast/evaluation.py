@@ -14,11 +14,11 @@ from neuroplast.circuits.criteria import CriteriaSettings, require_heads
 from neuroplast.circuits.edge_criteria import edge_curve
 from neuroplast.circuits.evaluate import evaluate
 from neuroplast.circuits.files import load_circuit, require_model
-from neuroplast.circuits.path_discovery import shape_of
+from neuroplast.circuits.shape import shape_of
 from neuroplast.errors import InputError
 from neuroplast.memory import parse_size
 from neuroplast.models.network import Network
-from neuroplast.observer import Observer, Silent
+from neuroplast.observer import Observer, Silent, about
 from neuroplast.report.evaluation import EVALUATION_FILES, write_evaluation_report
 from neuroplast.storage import Parts, hash_file, is_begun, load_json, make_folder, write_json
 from neuroplast.subject import Subject, require_whole, versions
@@ -131,8 +131,6 @@ def judge(
         progress=observer.progress,
         **config.criteria(),
     )
-    told = observer.progress
-    curve = edge_curve(
-        model, circuit, prompts, memory=memory, parts=parts, progress=lambda done, total: told("edges", done, total)
-    )
+    progress = about(observer.progress, "edges")
+    curve = edge_curve(model, circuit, prompts, memory=memory, parts=parts, progress=progress)
     return found.document() | {"edges": curve.document()}

@@ -1,6 +1,10 @@
 """Who is told how a long run goes: the command line draws bars, a program may listen or not."""
 
+from collections.abc import Callable
 from typing import Protocol
+
+Told = Callable[[str, int, int], None]
+"""Is told of several activities: called with (activity, done, total), as `Observer.progress` is."""
 
 
 class Observer(Protocol):
@@ -30,3 +34,8 @@ class Silent:
 
     def progress(self, activity: str, done: int, total: int, note: str = "") -> None:
         """Nothing."""
+
+
+def about(told: Told | None, activity: str) -> Callable[[int, int], None] | None:
+    """What tells of one activity, called with (done, total); None where nobody listens."""
+    return None if told is None else lambda done, total: told(activity, done, total)

@@ -14,7 +14,7 @@ from neuroplast.circuits.criteria import (
     quotient,
 )
 from neuroplast.circuits.evaluate import evaluate
-from neuroplast.circuits.path_discovery import shape_of
+from neuroplast.circuits.shape import shape_of
 from neuroplast.components import Node, parse_node
 from neuroplast.errors import InputError
 from neuroplast.interventions.ablation import build_ablation

@@ -12,7 +12,7 @@ from neuroplast.circuits import edge_criteria
 from neuroplast.circuits.circuit import Circuit
 from neuroplast.circuits.edge_criteria import FRACTIONS, edge_curve, random_edge_curve
 from neuroplast.circuits.edge_discovery import build_edge_circuit, discover_edges, select_edges
-from neuroplast.circuits.path_discovery import shape_of
+from neuroplast.circuits.shape import shape_of
 from neuroplast.components import parse_edge, parse_node
 from neuroplast.errors import InputError
 from neuroplast.interventions.edge_knockout import run_edge_circuits

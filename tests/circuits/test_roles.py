@@ -12,9 +12,10 @@ import handbuilt
 from handbuilt import BOS, CONTEXT, FILLERS, LATE, NAMES, TO, TO_FREE_NAME, Head, Stream
 from neuroplast.circuits.circuit import Circuit, Role, Shape
 from neuroplast.circuits.head_measures import HeadMeasures, Measured, Reference
-from neuroplast.circuits.path_discovery import discover_paths, shape_of
+from neuroplast.circuits.path_discovery import discover_paths
 from neuroplast.circuits.roles import AGAINST as AGAINST_ANSWER
 from neuroplast.circuits.roles import FOR, ROLES, judge_roles, name_roles
+from neuroplast.circuits.shape import shape_of
 from neuroplast.components import Edge, Node, parse_edge, parse_node
 from neuroplast.interventions.path_patching import path_patch
 from neuroplast.models.build import build_network

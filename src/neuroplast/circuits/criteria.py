@@ -19,7 +19,7 @@ poisoned towards the foil the same ratio against the foil is given then. F(C) ÷
 success: the circuit leaves out what works against it.
 """
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -33,6 +33,7 @@ from neuroplast.errors import InputError, StorageError
 from neuroplast.interventions.ablation import ABLATIONS, Ablation, build_ablation
 from neuroplast.interventions.knockout import Worlds, run_knockouts
 from neuroplast.models.network import Network
+from neuroplast.observer import Told, about
 from neuroplast.statistics import RESAMPLES, Estimate, Weights, bootstrap_weights, estimate, estimate_mean
 from neuroplast.storage import Parts
 from neuroplast.tasks.prompts import PromptSet
@@ -186,7 +187,7 @@ def measure_criteria(
     counterfactual: str = "",
     memory: str | int | None = None,
     parts: Parts | None = None,
-    progress: Callable[[str, int, int], None] | None = None,
+    progress: Told | None = None,
 ) -> Criteria:
     """Judges a circuit in a model: the one that it was found in, or another with the same parts.
 
@@ -268,7 +269,7 @@ class _Judge:
         settings: CriteriaSettings,
         memory: str | int | None,
         parts: Parts,
-        progress: Callable[[str, int, int], None] | None,
+        progress: Told | None,
     ) -> None:
         self.model, self.circuit, self.prompts, self.reference = model, circuit, prompts, reference
         self.settings, self.memory, self.parts, self.progress = settings, memory, parts, progress
@@ -332,7 +333,6 @@ class _Judge:
         """LD by set and prompt."""
 
         def make() -> dict[str, Tensor]:
-            told = self.progress
             return {
                 "logit_diff": run_knockouts(
                     self.model,
@@ -342,7 +342,7 @@ class _Judge:
                     keep=keep,
                     worlds=self.worlds,
                     memory=self.memory,
-                    progress=None if told is None else lambda done, total: told(name, done, total),
+                    progress=about(self.progress, name),
                 )
             }
 

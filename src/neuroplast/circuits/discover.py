@@ -12,6 +12,7 @@ from neuroplast.circuits.roles import name_roles
 from neuroplast.circuits.stability import RESAMPLES, path_stability
 from neuroplast.errors import unknown_name
 from neuroplast.models.network import Network
+from neuroplast.observer import Told, about
 from neuroplast.storage import Parts
 from neuroplast.tasks.prompts import PromptSet
 
@@ -22,9 +23,6 @@ SETTINGS: Mapping[str, tuple[str, ...]] = {
     **{name: (*_EDGES, "steps") if name in ("eap-ig", "ceap") else _EDGES for name in EDGE_METHODS},
 }
 """The settings of each method."""
-
-Told = Callable[[str, int, int], None]
-"""Called with (activity, done, total)."""
 
 
 def discover(
@@ -76,6 +74,5 @@ def discover(
         "steps": [step.document() for step in found.steps],
         "stability": path_stability(found, RESAMPLES).document(),
     }
-    told = None if progress is None else lambda done, total: progress("roles", done, total)
-    named = name_roles(model, prompts, circuit, backups=found.backups, memory=memory, progress=told)
+    named = name_roles(model, prompts, circuit, backups=found.backups, memory=memory, progress=about(progress, "roles"))
     return replace(named, provenance=provenance)

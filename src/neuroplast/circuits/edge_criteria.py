@@ -29,7 +29,7 @@ from torch import Tensor
 
 from neuroplast.circuits.circuit import Circuit
 from neuroplast.circuits.edge_discovery import select_edges
-from neuroplast.circuits.path_discovery import shape_of
+from neuroplast.circuits.shape import shape_of
 from neuroplast.components import Edge
 from neuroplast.errors import InputError, unknown_name
 from neuroplast.interventions.chunks import Progress

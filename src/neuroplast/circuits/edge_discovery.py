@@ -28,12 +28,11 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from neuroplast.circuits.circuit import SIGN, Circuit, Shape
-from neuroplast.circuits.edge_pruning import Report, nodes_of, prune_edges, require_difference, require_positive
-from neuroplast.circuits.path_discovery import shape_of
+from neuroplast.circuits.edge_pruning import nodes_of, prune_edges, require_positive
+from neuroplast.circuits.shape import require_difference, shape_of
 from neuroplast.circuits.stability import RESAMPLES, agreement
 from neuroplast.components import Edge, Node, parse_edge
 from neuroplast.errors import InputError, NothingFoundError, unknown_name
-from neuroplast.interventions.chunks import Progress
 from neuroplast.interventions.edge_attribution import METHODS as ATTRIBUTIONS
 from neuroplast.interventions.edge_attribution import STEPS, attribute_edges
 from neuroplast.interventions.edge_patching import patch_edges
@@ -41,6 +40,7 @@ from neuroplast.interventions.edges import EdgeGraph, build_edge_graph
 from neuroplast.interventions.selection import require_prompts
 from neuroplast.memory import show_size, working_memory
 from neuroplast.models.network import Network
+from neuroplast.observer import Told, about
 from neuroplast.statistics import bootstrap_weights
 from neuroplast.storage import Parts
 from neuroplast.tasks.prompts import PromptSet
@@ -71,7 +71,7 @@ def discover_edges(
     candidates: Sequence[Edge | str] | None = None,
     memory: str | int | None = None,
     parts: Parts | None = None,
-    progress: Report | None = None,
+    progress: Told | None = None,
     say: Callable[[str], None] = lambda _: None,
 ) -> Circuit:
     """Finds a circuit by its edges.
@@ -116,7 +116,7 @@ def discover_edges(
     log: list[dict[str, Any]] = [{"step": "scores", "method": method, "edges": n_measured}]
     least = None
     if select == "threshold":
-        least = (threshold or 0.0) * require_difference(clean)
+        least = (threshold or 0.0) * require_difference(clean.double().numpy())
     else:
         n = n or _usual_number(n_measured)
     chosen = select_edges(graph, scores, measured, select, n=n, least=least)
@@ -270,9 +270,9 @@ def _measure(
     steps: int,
     candidates: Sequence[Edge | str] | None,
     memory: str | int | None,
-    progress: Report | None,
+    progress: Told | None,
 ) -> _Measured:
-    told, several = _named(progress, method), len(prompts) > 1
+    told, several = about(progress, method), len(prompts) > 1
     if method != "exact":
         keep = several and _bytes_by_prompt(graph, len(prompts)) <= _most_bytes(model, memory)
         found = attribute_edges(
@@ -353,10 +353,6 @@ def _stability_document(graph: EdgeGraph, n_prompts: int, kept: Mapping[str, Ten
     shares = zip(graph.sources, kept["frequency"].tolist(), strict=True)
     document["frequency"] = {str(node): share for node, share in shares if share and node.kind == "head"}
     return document
-
-
-def _named(progress: Report | None, name: str) -> Progress | None:
-    return None if progress is None else lambda done, total: progress(name, done, total)
 
 
 def _require_settings(

@@ -17,24 +17,20 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from neuroplast.behaviour import measure_behaviour
 from neuroplast.circuits.circuit import Circuit
-from neuroplast.circuits.path_discovery import shape_of
+from neuroplast.circuits.shape import require_difference, shape_of
 from neuroplast.components import Edge, Node
 from neuroplast.errors import InputError, NothingFoundError
 from neuroplast.interventions.edge_knockout import VARIANTS, CircuitRun
 from neuroplast.interventions.edges import EdgeGraph, build_edge_graph
 from neuroplast.interventions.selection import require_prompts
 from neuroplast.models.network import Network
-from neuroplast.statistics import bootstrap_weights, interval
+from neuroplast.observer import Told
 from neuroplast.storage import Parts
 from neuroplast.tasks.prompts import PromptSet
-
-Report = Callable[[str, int, int], None]
-"""Called with (activity, steps done, steps in all)."""
 
 
 def prune_edges(
@@ -45,7 +41,7 @@ def prune_edges(
     *,
     memory: str | int | None = None,
     parts: Parts | None = None,
-    progress: Report | None = None,
+    progress: Told | None = None,
     say: Callable[[str], None] = lambda _: None,
 ) -> Circuit:
     """Removes the edges of a circuit that the mean LD does not need, exactly.
@@ -77,7 +73,7 @@ def prune_edges(
     if not circuit.edges:
         raise InputError("the circuit has no edges to prune: give one that was found by its edges")
     mask = graph.mask(circuit.edges)
-    least = tau * require_difference(measure_behaviour(model, prompts).logit_diff)
+    least = tau * require_difference(measure_behaviour(model, prompts).logit_diff.double().numpy())
     run = CircuitRun(model, prompts, mask, memory=memory)
     sizes = torch.full(graph.exists.shape, float("inf"))
     scored = {edge: abs(score) for edge, score in circuit.edges.items() if score is not None}
@@ -187,21 +183,6 @@ def _prune_destination(run: CircuitRun, column: int, rows: Sequence[int], least:
     if removed:
         run.become(kept)
     return removed
-
-
-def require_difference(clean: Float[Tensor, "prompt"]) -> float:
-    """|mean LD|, which shares are taken of.
-
-    Raises:
-        NothingFoundError: when its interval includes 0.
-    """
-    low, high = interval(bootstrap_weights(len(clean), 0) @ clean.double().numpy())
-    if low <= 0 <= high:
-        raise NothingFoundError(
-            f"LD {float(clean.mean()):.2f} [{low:.2f}, {high:.2f}] is not apart from 0: the model does not do the "
-            "task, and shares of LD mean nothing"
-        )
-    return abs(float(clean.mean()))
 
 
 def require_positive(name: str, value: Any) -> None:

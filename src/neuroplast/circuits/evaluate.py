@@ -1,6 +1,6 @@
 """Judging a circuit, with everything that its numbers need to be read: the front door and the document."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -9,9 +9,10 @@ import numpy as np
 from neuroplast.circuits.circuit import LEVELS, Circuit
 from neuroplast.circuits.criteria import PASSES, Criteria, CriteriaSettings, measure_criteria
 from neuroplast.circuits.files import require_model
-from neuroplast.circuits.path_discovery import shape_of
+from neuroplast.circuits.shape import shape_of
 from neuroplast.errors import unknown_name
 from neuroplast.models.network import Network
+from neuroplast.observer import Told
 from neuroplast.statistics import Estimate
 from neuroplast.storage import Parts
 from neuroplast.tasks.prompts import PromptSet
@@ -127,7 +128,7 @@ def evaluate(
     counterfactual: str = "",
     memory: str | int | None = None,
     parts: Parts | None = None,
-    progress: Callable[[str, int, int], None] | None = None,
+    progress: Told | None = None,
     **settings: Any,
 ) -> Evaluation:
     """Judges a circuit in a model: faithfulness, completeness, minimality, against matched random circuits.

@@ -31,15 +31,17 @@ from jaxtyping import Float
 from torch import Tensor
 
 from neuroplast.behaviour import measure_behaviour
-from neuroplast.circuits.circuit import SIGN, Circuit, Shape
+from neuroplast.circuits.circuit import SIGN, Circuit
+from neuroplast.circuits.shape import require_difference, shape_of
 from neuroplast.components import Edge, Node
 from neuroplast.errors import InputError, NothingFoundError, StorageError, unknown_name
-from neuroplast.interventions.chunks import Chunk, Progress, Size, in_prompt_chunks
+from neuroplast.interventions.chunks import Chunk, Size, in_prompt_chunks
 from neuroplast.interventions.pairs import Pairs, recorded_bytes
 from neuroplast.interventions.path_patching import patch_paths
 from neuroplast.interventions.selection import OTHER, position_mask, require_prompts
 from neuroplast.models.network import Network
 from neuroplast.models.replay import record
+from neuroplast.observer import Told, about
 from neuroplast.statistics import RESAMPLES, bootstrap_weights, interval
 from neuroplast.storage import Parts
 from neuroplast.tasks.prompts import PromptSet
@@ -156,7 +158,7 @@ def discover_paths(
     settings: PathSettings | None = None,
     memory: str | int | None = None,
     parts: Parts | None = None,
-    progress: Callable[[str, int, int], None] | None = None,
+    progress: Told | None = None,
     say: Callable[[str], None] = lambda _: None,
 ) -> Discovery:
     """Finds a circuit by path patching.
@@ -190,7 +192,7 @@ class _Search:
         settings: PathSettings,
         memory: str | int | None,
         parts: Parts,
-        progress: Callable[[str, int, int], None] | None,
+        progress: Told | None,
         say: Callable[[str], None],
     ) -> None:
         self.model, self.prompts, self.settings = model, prompts, settings
@@ -353,7 +355,7 @@ class _Search:
                 apart=apart,
                 pairs=self.pairs,
                 memory=self.memory,
-                progress=self._progress(name),
+                progress=about(self.progress, name),
             )
             return {str(number): each.effects for number, each in enumerate(found)}
 
@@ -364,11 +366,6 @@ class _Search:
             raise StorageError(f"the part {part!r} that was kept is of another discovery; remove parts/ and run again")
         return [kept[number] for number in expected]
 
-    def _progress(self, name: str) -> Progress | None:
-        if (told := self.progress) is None:
-            return None
-        return lambda done, total: told(name, done, total)
-
     def _read_clean(self) -> None:
         """LD on all prompts, which thresholds are shares of."""
 
@@ -376,13 +373,7 @@ class _Search:
             return {"logit_diff": measure_behaviour(self.model, self.prompts).logit_diff}
 
         self.clean = self.parts.made("clean", measure)["logit_diff"].double().numpy()
-        low, high = interval(self.weights @ self.clean)
-        if low <= 0 <= high:
-            raise NothingFoundError(
-                f"LD {self.clean.mean():.2f} [{low:.2f}, {high:.2f}] is not apart from 0: the model does not do the "
-                "task, and shares of LD mean nothing"
-            )
-        self.least = self.settings.threshold * abs(float(self.clean.mean()))
+        self.least = self.settings.threshold * require_difference(self.clean, self.weights)
 
     def _take(self, step: Step, only: Sequence[Node] | None = None) -> list[Node]:
         """Adds what a step found; gives the nodes that are new."""
@@ -477,8 +468,3 @@ def attention_to(
     size = Size(recorded_bytes(model, prompts.width, [("pattern", "residual")]), 1, 1)
     in_prompt_chunks(model, prompts, size, work, 0, memory=memory)
     return total / len(prompts)
-
-
-def shape_of(model: Network, weights_sha256: str | None = None) -> Shape:
-    """What a circuit keeps of its model."""
-    return Shape(model.name, model.n_layers, model.n_heads, model.d_model, model.is_parallel, weights_sha256)

@@ -17,7 +17,7 @@ from neuroplast.circuits.discover import discover
 from neuroplast.circuits.edge_discovery import discover_edges
 from neuroplast.circuits.evaluate import circuit_document, estimate_document, evaluate
 from neuroplast.circuits.files import load_circuit, save_circuit
-from neuroplast.circuits.path_discovery import shape_of
+from neuroplast.circuits.shape import shape_of
 from neuroplast.circuits.stability import drawn_sets
 from neuroplast.errors import NothingFoundError, StorageError, UnsupportedModelError
 from neuroplast.interventions.ablation import build_ablation
