@@ -285,7 +285,10 @@ class _Judge:
         whole = self._measure("model", [()])[0]
         inside, nothing = only
         f_model, f_circuit = self._mean(whole), self._mean(inside)
-        kinds = {name: self._measure(f"circuit, {name}", [nodes], True, name)[0] for name in settings.ablations}
+        kinds = {
+            name: inside if name == kind else self._measure(f"circuit, {name}", [nodes], True, name)[0]
+            for name in settings.ablations
+        }
         random = self._measure("random circuits", matched_random(self.circuit, settings.n_random, settings.seed), True)
         groups = self._groups()
         ratios = self._ratio(random.mean(axis=1), whole) if len(random) else np.zeros(0)
