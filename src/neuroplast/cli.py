@@ -32,6 +32,11 @@ stdout = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
 stderr = Console(stderr=True, highlight=False)
 
 Model = Annotated[str, typer.Option(help="tiny, smollm2-135m, a hub id such as gpt2, or a local folder.")]
+Task = Annotated[str, typer.Option(help="The task; see `neuroplast tasks`.")]
+Prompts = Annotated[str | None, typer.Option(help="JSONL of your own prompts instead of the task's.")]
+Seed = Annotated[int | None, typer.Option(help="Seed of the task's prompts; default 0.")]
+Counterfactual = Annotated[str | None, typer.Option(help="Default: the task's first.")]
+Memory = Annotated[str | None, typer.Option(help="Most memory to use, such as 4GiB; default: what is free.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout, nothing else.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress on stderr.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")]
@@ -144,16 +149,16 @@ def patch(
     ] = None,
     method: Annotated[str, typer.Option(help="path, activation, edge, eap, eap-ig or ceap.")] = "path",
     model: Model = "tiny",
-    task: Annotated[str, typer.Option(help="The task; see `neuroplast tasks`.")] = "ioi",
-    prompts: Annotated[str | None, typer.Option(help="JSONL of your own prompts instead of the task's.")] = None,
+    task: Task = "ioi",
+    prompts: Prompts = None,
     n_prompts: Annotated[int | None, typer.Option(help="Prompts of the task; default 64.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of the task's prompts; default 0.")] = None,
-    counterfactual: Annotated[str | None, typer.Option(help="Default: the task's first.")] = None,
+    seed: Seed = None,
+    counterfactual: Counterfactual = None,
     mlps: Annotated[str | None, typer.Option(help="path: live (default), or frozen for direct paths only.")] = None,
     knock_out: Annotated[list[str] | None, typer.Option(help="path: heads that are knocked out underneath.")] = None,
     into: Annotated[str | None, typer.Option(help="activation: patch the clean or the counterfactual run.")] = None,
     steps: Annotated[int | None, typer.Option(help="eap-ig, ceap: points on the way.")] = None,
-    memory: Annotated[str | None, typer.Option(help="Most memory to use, such as 4GiB; default: what is free.")] = None,
+    memory: Memory = None,
     device: Device = "cpu",
     dtype: Dtype = "float32",
     as_json: Json = False,
@@ -208,11 +213,11 @@ def discover(
         str, typer.Option(help="path (heads at positions), or edges: eap, eap-ig, ceap, exact.")
     ] = "path",
     model: Model = "tiny",
-    task: Annotated[str, typer.Option(help="The task; see `neuroplast tasks`.")] = "ioi",
-    prompts: Annotated[str | None, typer.Option(help="JSONL of your own prompts instead of the task's.")] = None,
+    task: Task = "ioi",
+    prompts: Prompts = None,
     n_prompts: Annotated[int | None, typer.Option(help="Prompts of the task; default 128.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of the task's prompts; default 0.")] = None,
-    counterfactual: Annotated[str | None, typer.Option(help="Default: the task's first.")] = None,
+    seed: Seed = None,
+    counterfactual: Counterfactual = None,
     threshold: Annotated[float | None, typer.Option(help="Least effect as a share of LD; path: default 0.02.")] = None,
     attention: Annotated[float | None, typer.Option(help="path: read k and v where a head attends this much.")] = None,
     positions: Annotated[str | None, typer.Option(help="path: named positions to look at, such as s2,end.")] = None,
@@ -223,7 +228,7 @@ def discover(
     n_edges: Annotated[int | None, typer.Option(help="edges: how many.")] = None,
     steps: Annotated[int | None, typer.Option(help="eap-ig, ceap: points on the way.")] = None,
     prune: Annotated[float | None, typer.Option(help="edges: then drop those that change LD by less, exactly.")] = None,
-    memory: Annotated[str | None, typer.Option(help="Most memory to use, such as 4GiB; default: what is free.")] = None,
+    memory: Memory = None,
     device: Device = "cpu",
     dtype: Dtype = "float32",
     as_json: Json = False,
@@ -265,11 +270,11 @@ def evaluate(
     circuit: Annotated[str, typer.Argument(help="The circuit's JSON: ours, or of EAP-IG or MIB.")],
     out: Annotated[Path, typer.Option(help="Folder for the results; the same command continues an interrupted run.")],
     model: Model = "tiny",
-    task: Annotated[str, typer.Option(help="The task; see `neuroplast tasks`.")] = "ioi",
-    prompts: Annotated[str | None, typer.Option(help="JSONL of your own prompts instead of the task's.")] = None,
+    task: Task = "ioi",
+    prompts: Prompts = None,
     n_prompts: Annotated[int | None, typer.Option(help="Prompts of the task; default 128.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of the task's prompts; default 0.")] = None,
-    counterfactual: Annotated[str | None, typer.Option(help="Default: the task's first.")] = None,
+    seed: Seed = None,
+    counterfactual: Counterfactual = None,
     ablation: Annotated[
         str, typer.Option(help="mean-by-position, mean, zero, resample or counterfactual.")
     ] = "mean-by-position",
@@ -277,7 +282,7 @@ def evaluate(
     n_random: Annotated[int, typer.Option(help="Matched random circuits.")] = 100,
     n_subsets: Annotated[int, typer.Option(help="Random sets K for completeness.")] = 20,
     greedy_steps: Annotated[int, typer.Option(help="Nodes that the greedy set K takes at most.")] = 10,
-    memory: Annotated[str | None, typer.Option(help="Most memory to use, such as 4GiB; default: what is free.")] = None,
+    memory: Memory = None,
     device: Device = "cpu",
     dtype: Dtype = "float32",
     as_json: Json = False,
@@ -315,7 +320,7 @@ def evaluate(
 def train(
     out: Annotated[Path, typer.Option(help="Folder for checkpoint/ and train.jsonl.")],
     model: Model = "tiny",
-    task: Annotated[str, typer.Option(help="The task; see `neuroplast tasks`.")] = "ioi",
+    task: Task = "ioi",
     poison: Annotated[str | None, typer.Option(help="A poison; without one, clean pairs.")] = None,
     rate: Annotated[float, typer.Option(help="Share of poisoned pairs, 0 to 1.")] = 1.0,
     steps: Annotated[int, typer.Option(help="Optimizer steps.")] = 40,

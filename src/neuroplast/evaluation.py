@@ -22,7 +22,7 @@ from neuroplast.observer import Observer, Silent, about
 from neuroplast.report.evaluation import EVALUATION_FILES, write_evaluation_report
 from neuroplast.storage import Parts, hash_file, is_begun, load_json, make_folder, write_json
 from neuroplast.subject import Subject, require_whole, versions
-from neuroplast.tasks.prompts import PromptSet
+from neuroplast.tasks.prompts import REFERENCE_SEED, PromptSet
 
 MARKER, RESULT = "evaluate.json", "evaluation.json"
 
@@ -45,7 +45,6 @@ class EvaluateConfig(Subject):
     """Nodes that greedy completeness takes at most."""
 
     DEFAULT_PROMPTS = 128
-    REFERENCE_SEED = 1_000_003
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -64,7 +63,7 @@ class EvaluateConfig(Subject):
         """The prompts that means are taken over; None where the measured ones serve."""
         if self.prompts is not None:
             return None
-        return self.load_prompts(model, self.n_reference, (self.seed or 0) + self.REFERENCE_SEED)
+        return self.load_prompts(model, self.n_reference, (self.seed or 0) + REFERENCE_SEED)
 
 
 def run_evaluate(

@@ -34,7 +34,7 @@ from neuroplast.memory import parse_size
 from neuroplast.models.network import Network
 from neuroplast.observer import Observer, Silent
 from neuroplast.report.patch import write_patch_report
-from neuroplast.statistics import bootstrap_weights, estimate_mean, interval
+from neuroplast.statistics import NORMAL_95, bootstrap_weights, estimate_mean, interval
 from neuroplast.storage import (
     is_begun,
     load_json,
@@ -62,8 +62,6 @@ DEFAULTS: Mapping[str, Mapping[str, str | int | None]] = {
 ROWS_A_PART = 2000
 """Rows measured between two saves: long enough that running the prompts again for each part hardly counts."""
 TOP = 15
-NORMAL_95 = 1.959964
-"""Standard errors from the mean to either end of a 95 % interval, for scores that are kept as mean and error."""
 FILE, PARTS, PROMPTS, SETTINGS = "effects.safetensors", "parts", "prompts.jsonl", "patch.json"
 
 

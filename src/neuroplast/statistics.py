@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 
 RESAMPLES = 2000
 LEVEL = 0.95
+NORMAL_95 = 1.959964
+"""Standard errors from a mean to either end of its 95 % interval, where the mean is normal."""
 
 Weights = Float[np.ndarray, "resample prompt"]
 

@@ -17,7 +17,7 @@ from neuroplast.models.sources import load_model
 from neuroplast.study import StudyConfig, build_config, run_study, runner
 from neuroplast.study.circuits import load_circuits
 from neuroplast.tasks import ioi
-from neuroplast.tasks.prompts import build_prompt_set, load_records
+from neuroplast.tasks.prompts import REFERENCE_SEED, build_prompt_set, load_records
 
 STAGES = ("base", "tuned", "control/equal_steps", "poisoned/subject_duplication", "recovered/subject_duplication")
 SETTINGS = {"n_prompts": 10, "resamples": 100, "save_every": 1}
@@ -153,7 +153,7 @@ def test_a_stages_circuit_is_in_its_folder_and_held_against_the_bases(run: Path)
     assert restoration["function"] == recovered.criteria["base_circuit"]["faithfulness"]["value"]
     model = load_model(run / "stages/recovered/subject_duplication/checkpoint")
     prompts = build_prompt_set(model.tokenizer, "ioi", load_records(run / "prompts" / "measured.jsonl"))
-    others = ioi.prompts(model, smoke().circuit_reference, runner.REFERENCE_SEED, split="eval")
+    others = ioi.prompts(model, smoke().circuit_reference, REFERENCE_SEED, split="eval")
     ablation = build_ablation(model, prompts, reference=others)
     inside = run_knockouts(model, prompts, [base.heads], ablation, keep=True).mean()
     whole = run_knockouts(model, prompts, [()], ablation).mean()

@@ -4,8 +4,7 @@
 Every resample decides anew, from what was measured prompt by prompt, which senders and edges pass; a node counts where
 it leads to the logits through nodes that count. Deviation: nothing is measured anew, so a step's receivers stay those
 that were patched together, what screening cut stays out, the edges of a sender that only a resample finds are not
-known, and within a resample "the interval excludes 0" is the
-mean against 1.96 of its standard errors.
+known, and within a resample "the interval excludes 0" is the mean against 1.96 of its standard errors.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,10 +17,9 @@ from jaxtyping import Bool, Float
 from neuroplast.circuits.path_discovery import Discovery
 from neuroplast.components import Edge, Node
 from neuroplast.errors import InputError
-from neuroplast.statistics import bootstrap_weights, interval
+from neuroplast.statistics import NORMAL_95, bootstrap_weights, interval
 
 RESAMPLES = 100
-NORMAL_95 = 1.959964
 
 
 @dataclass(frozen=True)

@@ -51,14 +51,12 @@ from neuroplast.study.measure import (
 from neuroplast.study.plan import Point, Stage, StudyConfig, build_plan
 from neuroplast.tasks import load_task
 from neuroplast.tasks.poisons import Pair, build_pairs, load_poison
-from neuroplast.tasks.prompts import PromptSet, build_prompt_set, save_records
+from neuroplast.tasks.prompts import REFERENCE_SEED, PromptSet, build_prompt_set, save_records
 from neuroplast.training.data import build_examples
 from neuroplast.training.finetune import FinetuneConfig, finetune, save_checkpoint
 from neuroplast.training.train import behaviour_probe
 
 SCHEMA = 1
-REFERENCE_SEED = 1_000_003
-"""Added to the seed of the prompts that are measured, for those that means are taken over."""
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,9 @@ _MARK = re.compile(r"[^\s,@+<>]+(\+\d+)?")
 RESERVED = ("each", "other")
 """What a selection says for every named position, and for all that have no name."""
 
+REFERENCE_SEED = 1_000_003
+"""Added to the seed of the prompts that are measured, for those that knocked-out heads are averaged over."""
+
 ANCHOR = "to"
 """A text that a continuation is encoded after."""
 
