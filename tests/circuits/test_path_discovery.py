@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from architectures import VOCABULARY, random_model
-from neuroplast.circuits.path_discovery import PathSettings, attention_to, discover_paths
+from neuroplast.circuits.attention import attention_to
+from neuroplast.circuits.path_discovery import PathSettings, discover_paths
 from neuroplast.components import Node, parse_node
 from neuroplast.errors import InputError, NothingFoundError
 from neuroplast.interventions.path_patching import path_patch

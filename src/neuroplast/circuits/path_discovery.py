@@ -31,16 +31,15 @@ from jaxtyping import Float
 from torch import Tensor
 
 from neuroplast.behaviour import measure_behaviour
+from neuroplast.circuits.attention import attention_to
 from neuroplast.circuits.circuit import SIGN, Circuit
 from neuroplast.circuits.shape import require_difference, shape_of
 from neuroplast.components import Edge, Node
 from neuroplast.errors import InputError, NothingFoundError, StorageError, unknown_name
-from neuroplast.interventions.chunks import Chunk, Size, in_prompt_chunks
-from neuroplast.interventions.pairs import Pairs, recorded_bytes
+from neuroplast.interventions.pairs import Pairs
 from neuroplast.interventions.path_patching import patch_paths
-from neuroplast.interventions.selection import OTHER, position_mask, require_prompts
+from neuroplast.interventions.selection import OTHER, require_prompts
 from neuroplast.models.network import Network
-from neuroplast.models.replay import record
 from neuroplast.observer import Told, about
 from neuroplast.statistics import RESAMPLES, bootstrap_weights, interval
 from neuroplast.storage import Parts
@@ -430,41 +429,3 @@ class _Search:
             "backups": [str(node) for node in backups],
         }
         return Circuit(shape_of(self.model), self.scores, self.edges, positions=self.positions, provenance=provenance)
-
-
-def attention_to(
-    model: Network,
-    prompts: PromptSet,
-    heads: Sequence[Node],
-    positions: Sequence[str],
-    memory: str | int | None = None,
-) -> Float[Tensor, "head position"]:
-    """How much heads attend from where they stand to positions where the prompts can differ from the counterfactuals.
-
-    The mean over the clean prompts and, of a head at several positions, over those. Tokens before the first that
-    differs get none: nothing can be patched there.
-
-    Args:
-        model: the model.
-        prompts: the prompts.
-        heads: heads at positions.
-        positions: names of positions that are attended to.
-        memory: bound on the process's memory.
-    """
-    total = torch.zeros(len(heads), len(positions))
-    until = 1 + max(node.layer or 0 for node in heads)
-
-    def work(chunk: Chunk, _: int, tick: Callable[[], None]) -> None:
-        patterns = record(model, chunk.prompts.clean, ("pattern",), until=until).pattern
-        masks = [chunk.where(name) for name in positions]
-        seen = torch.zeros_like(total)
-        for number, node in enumerate(heads):
-            here = position_mask(chunk.prompts, node.position).float()
-            mine = patterns[node.layer or 0][:, node.head].float()
-            mine = torch.einsum("pq,pqk->pk", here / here.sum(dim=1, keepdim=True), mine)
-            seen[number] = torch.stack([(mine * mask).sum() for mask in masks])
-        total.add_(seen)
-
-    size = Size(recorded_bytes(model, prompts.width, [("pattern", "residual")]), 1, 1)
-    in_prompt_chunks(model, prompts, size, work, 0, memory=memory)
-    return total / len(prompts)
