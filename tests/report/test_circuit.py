@@ -21,18 +21,8 @@ from neuroplast.circuits.circuit import Circuit, Role, Shape
 from neuroplast.circuits.published import published_circuit
 from neuroplast.components import READ_CHANNELS, Edge, Node, parse_edge, parse_node
 from neuroplast.errors import InputError, StorageError
-from neuroplast.report.circuit import (
-    CIRCUIT_FILES,
-    HELPS,
-    HINDERS,
-    MOST_EDGES,
-    MOST_NODES,
-    NO_SCORE,
-    ROLE_COLOURS,
-    draw_circuit,
-    write_circuit_drawing,
-    write_circuit_report,
-)
+from neuroplast.report.circuit import CIRCUIT_FILES, draw_circuit, write_circuit_drawing, write_circuit_report
+from neuroplast.report.circuit_layout import HELPS, HINDERS, MOST_EDGES, MOST_NODES, NO_SCORE, ROLE_COLOURS
 
 SHAPE = Shape("m", n_layers=30, n_heads=9, d_model=8)
 
