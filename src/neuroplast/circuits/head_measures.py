@@ -29,7 +29,6 @@ direct logit attribution what the norm gives with the head minus what it gives w
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from math import ceil
 
@@ -44,7 +43,7 @@ from neuroplast.interventions.chunks import Chunk, Progress, Size, in_prompt_chu
 from neuroplast.interventions.knockout import select_heads
 from neuroplast.interventions.pairs import recorded_bytes
 from neuroplast.interventions.selection import position_mask, require_prompts
-from neuroplast.models.network import Network, replaced, unembedding_of
+from neuroplast.models.network import Network, unembedding_of
 from neuroplast.models.replay import Place, at_positions, record
 from neuroplast.statistics import bootstrap_weights
 from neuroplast.tasks.prompts import PromptSet
@@ -375,7 +374,9 @@ def _is_on_top(model: Network, residual: Float[Tensor, "row d_model"], own: Int[
         tokens = torch.arange(first, n_tokens, blocks, device=own.device)
         weight = head.weight[tokens].float()
         bias = None if whole_bias is None else whole_bias[tokens].float()
-        logits = _end(model, residual[left], lambda x, w=weight, b=bias: torch.nn.functional.linear(x.float(), w, b))
+        logits = model.run_ending(
+            residual[left], lambda x, w=weight, b=bias: torch.nn.functional.linear(x.float(), w, b)
+        )
         beats = (logits.float() >= least[left]) & (tokens != own[left, None])
         beaten[left] += beats.sum(dim=1)
     return beaten < TOP
@@ -406,7 +407,7 @@ class _Ending:
             seen.append(hidden.float())
             return hidden
 
-        _end(self.model, residual, keep)
+        self.model.run_ending(residual, keep)
         return seen[0]
 
     def scale(self, residual: Float[Tensor, "row d_model"]) -> Float[Tensor, "row 1"]:
@@ -425,19 +426,6 @@ class _Ending:
     def _gained(self, x: Tensor) -> Tensor:
         x = x.float()
         return self.gain * (x - x.mean(dim=1, keepdim=True) if self.centres else x)
-
-
-def _end(model: Network, residual: Float[Tensor, "row d_model"], unembed: Callable[[Tensor], Tensor]) -> Tensor:
-    """The model's own ending on single positions, with something else in the place of its unembedding."""
-    with ExitStack() as stack:
-        for layer in model.layers[:-1]:
-            stack.enter_context(replaced(layer, lambda hidden, *_, **__: hidden))
-        stack.enter_context(replaced(model.layers[-1], lambda *_, **__: residual.unsqueeze(0)))
-        unembedding = unembedding_of(model.module)
-        # Some families give the rows as prompts, some as positions.
-        stack.enter_context(replaced(unembedding, lambda hidden: unembed(hidden.flatten(0, 1)).unsqueeze(0)))
-        dummy = torch.zeros(1, 1, dtype=torch.long, device=model.device)
-        return model.module(input_ids=dummy, attention_mask=torch.ones_like(dummy), use_cache=False).logits[0]
 
 
 def _summary(samples: NDArray[np.float64]) -> tuple[float | None, float | None]:

@@ -255,17 +255,27 @@ class Network:
         bias: Tensor | None = getattr(head, "bias", None)
 
         def unembed(hidden: Tensor) -> Tensor:
-            logits = torch.einsum("rd,rcd->rc", hidden.flatten(0, 1).float(), weight[tokens].float())
-            return (logits if bias is None else logits + bias[tokens].float()).unsqueeze(0)
+            logits = torch.einsum("rd,rcd->rc", hidden.float(), weight[tokens].float())
+            return logits if bias is None else logits + bias[tokens].float()
 
+        return self.run_ending(residual, unembed).float()
+
+    def run_ending(self, residual: Float[Tensor, "row d_model"], unembed: Callable[[Tensor], Tensor]) -> Tensor:
+        """The model's own ending on single positions, with something else in the place of its unembedding.
+
+        Args:
+            residual: the residual stream leaving the last layer, one position a row.
+            unembed: takes what the unembedding reads, one position a row, and gives its answer for each row.
+        """
         with ExitStack() as stack:
             for layer in self.layers[:-1]:
                 stack.enter_context(replaced(layer, lambda hidden, *_, **__: hidden))
             stack.enter_context(replaced(self.layers[-1], lambda *_, **__: residual.unsqueeze(0)))
-            stack.enter_context(replaced(head, unembed))
+            # Some families give the rows as prompts, some as positions.
+            answer = replaced(unembedding_of(self.module), lambda hidden: unembed(hidden.flatten(0, 1)).unsqueeze(0))
+            stack.enter_context(answer)
             dummy = torch.zeros(1, 1, dtype=torch.long, device=self.device)
-            logits = self.module(input_ids=dummy, attention_mask=torch.ones_like(dummy), use_cache=False).logits
-        return logits[0].float()
+            return self.module(input_ids=dummy, attention_mask=torch.ones_like(dummy), use_cache=False).logits[0]
 
     @contextmanager
     def edited_attention(self, layer: int, edit: Callable[[Tensor], Tensor]) -> Generator[None]:
