@@ -49,11 +49,12 @@ def test_what_is_left_agrees_with_a_full_forward_pass(network: Network, named_pr
     ablation = build_ablation(network, named_prompts, kind)
 
     @settings(
-        max_examples=3, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+        max_examples=6, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
     )
-    @given(sets)
-    def check(chosen):
-        fast = run_knockouts(network, named_prompts, chosen, ablation, keep=keep)
+    @given(sets, st.lists(heads, min_size=1, max_size=6, unique=True), st.booleans())
+    def check(chosen, near, start_near):
+        chosen = [*chosen, near[1:]]
+        fast = run_knockouts(network, named_prompts, chosen, ablation, keep=keep, near=near if start_near else ())
         for number, text in enumerate(prompts_of(named_prompts)):
             given = given_instead(kind, oracle, named_prompts, number, int(ablation.groups[number]))
             for nodes, found in zip(chosen, fast, strict=True):

@@ -331,7 +331,12 @@ class _Judge:
         return self.ablations[kind]
 
     def _measure(
-        self, name: str, sets: Sequence[Collection[Node]], keep: bool = False, kind: str | None = None
+        self,
+        name: str,
+        sets: Sequence[Collection[Node]],
+        keep: bool = False,
+        kind: str | None = None,
+        near: Collection[Node] = (),
     ) -> np.ndarray:
         """LD by set and prompt."""
 
@@ -343,6 +348,7 @@ class _Judge:
                     sets,
                     self._ablation(kind or self.settings.ablation),
                     keep=keep,
+                    near=near,
                     worlds=self.worlds,
                     memory=self.memory,
                     progress=about(self.progress, name),
@@ -383,9 +389,10 @@ class _Judge:
                 break
             rows = rng.choice(len(left), size=min(self.settings.greedy_draws, len(left)), replace=False)
             sets = [(*taken, left[int(row)]) for row in sorted(rows)]
-            without = self._measure(f"greedy {step + 1}, model", sets).mean(axis=1)
-            inside = self._measure(f"greedy {step + 1}, circuit", [self._rest(nodes) for nodes in sets], keep=True)
-            gaps = np.abs(inside.mean(axis=1) - without)
+            rests, rest = [self._rest(nodes) for nodes in sets], self._rest(taken)
+            without = self._measure(f"greedy {step + 1}, model", sets, near=taken)
+            inside = self._measure(f"greedy {step + 1}, circuit", rests, keep=True, near=rest)
+            gaps = np.abs(inside.mean(axis=1) - without.mean(axis=1))
             if gaps.max() <= best:
                 continue  # of these nodes none makes the gap larger; others may
             best = float(gaps.max())
@@ -397,7 +404,7 @@ class _Judge:
         sets = list(dict.fromkeys([frozenset[Node](), *(frozenset(nodes) for nodes in given.values())]))
         sets += [frozenset((*given[node], node)) for node in self.nodes]
         sets = list(dict.fromkeys([*sets, *(frozenset((node,)) for node in self.nodes)]))
-        measured = self._measure("minimality", [self._rest(nodes) for nodes in sets], keep=True)
+        measured = self._measure("minimality", [self._rest(nodes) for nodes in sets], keep=True, near=self.nodes)
         row = {nodes: measured[number] for number, nodes in enumerate(sets)}
 
         def score(nodes: Collection[Node], node: Node) -> Estimate:

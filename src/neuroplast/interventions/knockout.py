@@ -8,7 +8,8 @@ Steps of `run_knockouts`: without some heads, a copy of the prompts begins at th
 window from its first position to END, on the recorded clean run. With nothing but some heads, everything starts from
 a run in which all heads are knocked out. Nothing then moves between positions but through the heads that are kept,
 so a copy is only the positions where some head is kept, and END; every other position stays as it was recorded.
-MLPs always recompute.
+MLPs always recompute. Sets that differ little from one set start from that set's run instead (`near`): a copy then
+begins at the first layer, and is only the positions, where it can differ from that run.
 """
 
 from collections.abc import Callable, Collection, Sequence
@@ -102,6 +103,7 @@ def run_knockouts(
     ablation: Ablation,
     *,
     keep: bool = False,
+    near: Collection[Node] = (),
     worlds: "Worlds | None" = None,
     memory: str | int | None = None,
     progress: Progress | None = None,
@@ -114,6 +116,8 @@ def run_knockouts(
         sets: sets of heads, each head at a position or at all; the empty set is allowed.
         ablation: what knocked-out heads give; built for these prompts.
         keep: False knocks out the heads of each set, True all heads but those.
+        near: a set from which the others differ in few heads: what they share with it is run once. Results do not
+            change.
         worlds: runs to share with other calls with the same model and prompts.
         memory: bound on the process's memory, such as `4GiB`; None takes what is free.
         progress: called with (steps done, steps in all).
@@ -126,20 +130,20 @@ def run_knockouts(
     """
     require_prompts(prompts)
     chosen = [frozenset(select_heads(each, model, prompts)) for each in sets]
+    start = frozenset(select_heads(near, model, prompts))
     result = torch.zeros(len(chosen), len(prompts))
     # Sets that change the same positions go together: their copies are as narrow as they can be.
     together: dict[frozenset[str | None], list[int]] = {}
     for number, nodes in enumerate(chosen):
-        together.setdefault(frozenset(node.position for node in nodes), []).append(number)
+        together.setdefault(_changed(nodes, start, keep), []).append(number)
 
     def work(chunk: Chunk, _: int, tick: Callable[[], None]) -> None:
-        make = partial(_Runs, model, chunk, ablation, keep)
+        make = partial(_Runs, model, chunk, ablation, keep, start)
         size = len(chunk.rows) * recorded_bytes(model, chunk.prompts.clean.shape[1], _Runs.PLACES)
-        runs = make() if worlds is None else worlds.of((chunk.key, keep, id(ablation)), size, make)
-        for positions, numbers in together.items():
-            result[torch.tensor(numbers)[:, None], chunk.rows] = runs.run(
-                [chosen[number] for number in numbers], positions, tick
-            ).cpu()
+        runs = make() if worlds is None or start else worlds.of((chunk.key, keep, id(ablation)), size, make)
+        for changed, numbers in together.items():
+            found = runs.run([chosen[number] for number in numbers], changed, tick)
+            result[torch.tensor(numbers)[:, None], chunk.rows] = found.cpu()
 
     width = prompts.width
     recorded = recorded_bytes(model, width, _Runs.PLACES)
@@ -155,37 +159,46 @@ class _Runs:
     PLACES: tuple[tuple[Place, ...], ...] = (("residual", "key", "value"), ("z",))
     """What is held of the run that copies begin from, and of what knocked-out heads give."""
 
-    def __init__(self, model: Network, chunk: Chunk, ablation: Ablation, keep: bool) -> None:
-        self.model, self.chunk, self.keep = model, chunk, keep
+    def __init__(
+        self, model: Network, chunk: Chunk, ablation: Ablation, keep: bool, near: frozenset[Node] = frozenset()
+    ) -> None:
+        self.model, self.chunk, self.keep, self.near = model, chunk, keep, near
         self.ablation = ablation  # lives as long as this does, so that its id tells shared runs apart
         self.values = ablation.values(model, chunk, model.n_layers)
-        edits: dict[int, list[Edit]] = {}
-        if keep:
-            everywhere = torch.ones_like(chunk.prompts.clean, dtype=torch.bool)[:, None]
-            edits = {
-                layer: [Edit("z", everywhere, z[:, None, :, head], head) for head in range(model.n_heads)]
-                for layer, z in self.values.items()
-            }
+        chosen = torch.zeros(model.n_layers, model.n_heads, *chunk.prompts.clean.shape, dtype=torch.bool)
+        for node in near:
+            chosen[node.layer or 0, node.head or 0] |= position_mask(chunk.prompts, node.position).cpu()
+        replaced = ~chosen if keep else chosen
+        edits = {
+            layer: [
+                Edit("z", where[:, None].to(model.device), z[:, None, :, head], head)
+                for head, where in enumerate(replaced[layer])
+                if bool(where.any())
+            ]
+            for layer, z in self.values.items()
+        }
         self.base: Recording = record(model, chunk.prompts.clean, self.PLACES[0], edits=edits)
 
     @torch.no_grad()
     def run(
-        self, sets: Sequence[Collection[Node]], positions: Collection[str | None], tick: Callable[[], None]
+        self, sets: Sequence[frozenset[Node]], changed: Collection[str | None], tick: Callable[[], None]
     ) -> Float[Tensor, "set prompt"]:
+        """LD of sets that change the same positions."""
         model, chunk, end = self.model, self.chunk, self.chunk.end
         final = at_positions(self.base.residual[model.n_layers], end[:, None])
         untouched = logit_difference(model, final, chunk.prompts)[:, 0]
         found = untouched.repeat(len(sets), 1)
-        if not positions:
+        if not changed:
             return found
+        positions = {node.position for nodes in sets for node in nodes} | set(changed)
         where = {position: position_mask(chunk.prompts, position) for position in positions}
-        touched = torch.stack(list(where.values())).any(dim=0)
+        touched = torch.stack([where[position] for position in changed]).any(dim=0)
         window = Columns(touched, end) if self.keep else Window(touched.int().argmax(dim=1), end)
         masks = {position: window.mask(mask) for position, mask in where.items()}
         inside: Bool[Tensor, "prompt window"] = window.inside
         births: dict[int, list[int]] = {}
         for number, nodes in enumerate(sets):
-            births.setdefault(min(node.layer or 0 for node in nodes), []).append(number)
+            births.setdefault(_first_layer(nodes ^ self.near), []).append(number)
 
         def edits_at(layer: int, members: Sequence[int]) -> list[Edit]:
             edits: list[Edit] = []
@@ -209,6 +222,19 @@ class _Runs:
 
 Worlds = Kept[_Runs]
 """Runs that several calls share: of the clean model, and of the model with every head knocked out."""
+
+
+def _changed(nodes: frozenset[Node], near: frozenset[Node], keep: bool) -> frozenset[str | None]:
+    """The positions that are computed anew: where a set differs, and where heads that are kept may pass that on."""
+    differ = nodes ^ near
+    found = {node.position for node in differ}
+    if keep and differ:
+        found |= {node.position for node in nodes if (node.layer or 0) > _first_layer(differ)}
+    return frozenset(found)
+
+
+def _first_layer(heads: Collection[Node]) -> int:
+    return min(node.layer or 0 for node in heads)
 
 
 def _until(heads: Sequence[Node]) -> int:
