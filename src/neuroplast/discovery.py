@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from neuroplast.circuits.circuit import Circuit
-from neuroplast.circuits.discover import METHODS, SETTINGS, discover
+from neuroplast.circuits.discover import METHODS, SETTINGS, discover, require_settings
 from neuroplast.circuits.evaluate import circuit_document
 from neuroplast.circuits.files import load_circuit, save_circuit
-from neuroplast.errors import InputError, unknown_name
+from neuroplast.errors import InputError, NothingFoundError, unknown_name
 from neuroplast.memory import parse_size
 from neuroplast.observer import Observer, Silent
 from neuroplast.report.circuit import write_circuit_report
@@ -60,10 +60,12 @@ class DiscoverConfig(Subject):
                 raise InputError(
                     f"method {self.method!r} has no setting {spelled(name)}: it is for {', '.join(having)}"
                 )
+        require_settings(self.method, self.settings())
 
     def settings(self) -> dict[str, Any]:
         """The settings of the method that were given."""
-        given = {name: getattr(self, name) for name in METHOD_SETTINGS if getattr(self, name) is not None}
+        values = {name: getattr(self, name) for name in METHOD_SETTINGS}
+        given: dict[str, Any] = {name: value for name, value in values.items() if value is not None}
         if self.positions is not None:
             given["positions"] = tuple(part.strip() for part in self.positions.split(",") if part.strip())
         return given
@@ -98,16 +100,22 @@ def run_discover(
         write_json(out / MARKER, provenance)
     parts = Parts(out / "parts")
     if not (out / CIRCUIT).is_file():
-        found = discover(
-            model,
-            prompts,
-            method=config.method,
-            memory=memory,
-            parts=parts,
-            progress=observer.progress,
-            say=observer.say,
-            **config.settings(),
-        )
+        try:
+            found = discover(
+                model,
+                prompts,
+                method=config.method,
+                memory=memory,
+                parts=parts,
+                progress=observer.progress,
+                say=observer.say,
+                **config.settings(),
+            )
+        except NothingFoundError:
+            # The folder is free for another attempt.
+            (out / MARKER).unlink()
+            parts.remove()
+            raise
         shape = replace(found.shape, weights_sha256=provenance["weights_sha256"])
         kept = {**found.provenance, "counterfactual": config.counterfactual, "seed": config.seed}
         save_circuit(out / CIRCUIT, replace(found, shape=shape, provenance={**kept, "versions": versions()}))

@@ -11,11 +11,11 @@ from typing import Any
 
 from neuroplast.circuits.circuit import Circuit
 from neuroplast.circuits.criteria import CriteriaSettings, require_heads
-from neuroplast.circuits.edge_criteria import edge_curve
+from neuroplast.circuits.edge_criteria import edge_curve, random_edge_curve
 from neuroplast.circuits.evaluate import evaluate
 from neuroplast.circuits.files import load_circuit, require_model
 from neuroplast.circuits.shape import shape_of
-from neuroplast.errors import InputError
+from neuroplast.errors import InputError, UnsupportedModelError
 from neuroplast.memory import parse_size
 from neuroplast.models.network import Network
 from neuroplast.observer import Observer, Silent, about
@@ -130,6 +130,22 @@ def judge(
         progress=observer.progress,
         **config.criteria(),
     )
-    progress = about(observer.progress, "edges")
-    curve = edge_curve(model, circuit, prompts, memory=memory, parts=parts, progress=progress)
-    return found.document() | {"edges": curve.document()}
+    return found.document() | {"edges": judge_edges(model, circuit, prompts, parts, observer, memory)}
+
+
+def judge_edges(
+    model: Network, circuit: Circuit, prompts: PromptSet, parts: Parts, observer: Observer, memory: str | int | None
+) -> dict[str, Any]:
+    """How much the ranking of a circuit's edges explains: by size, by who helps most, and a random one beside them."""
+    told: dict[str, Any] = {"memory": memory, "parts": parts, "progress": about(observer.progress, "edges")}
+    try:
+        curve = edge_curve(model, circuit, prompts, **told)
+    except UnsupportedModelError as error:
+        return {"why": str(error)}
+    if curve.cmd.value is None:
+        return curve.document()
+    helping: dict[str, Any] = {"why": "the file does not say whether a score above 0 helps or hinders"}
+    if "sign" in circuit.provenance:
+        helping = edge_curve(model, circuit, prompts, rank="helping", **told).document()
+    random = random_edge_curve(model, prompts, rankings=1, **told)
+    return curve.document() | {"helping": helping, "random": random.document()}

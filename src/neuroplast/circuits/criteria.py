@@ -8,17 +8,20 @@ MLPs stay. M is the whole model, C the circuit, ∅ no head at all.
   the prompts' own ratios, F by group of prompts (the two orders of names), and F(C) under every kind of ablation.
 - **Completeness** F(C∖K) - F(M∖K) for sets K of the circuit's nodes: each class (role, or position where there are no
   roles), random subsets, and a greedy one. Greedy: ten times, of ten nodes drawn from those left, the one is added
-  that makes the gap largest.
+  that makes the gap largest, if it makes it larger. The largest gap is chosen on the prompts that it is measured on:
+  its interval is that of this K, not of the choice.
 - **Minimality** of a node v: |F(C∖(K∪{v})) - F(C∖K)| ÷ |F(M)|, K being the rest of v's class; of movers, those with a
   larger effect. Beside it the same with K = ∅. A node passes at 1 %.
 - **Controls**: random circuits with as many heads in the same layers and at the same positions, none of them the
-  circuit's own; where a layer has too few others, the nearest layers give theirs.
+  circuit's own; where a layer has too few others, the nearest layers give theirs. There are none where the circuit
+  has so many heads at a position that too few others are left.
 
 A ratio is undefined, and says why, where the interval of F(M) includes 0 or F(M) is negative; for a model that was
 poisoned towards the foil the same ratio against the foil is given then. F(C) ÷ F(M) above 1 is a warning, not a
 success: the circuit leaves out what works against it.
 """
 
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -29,7 +32,7 @@ from torch import Tensor
 from neuroplast.circuits.circuit import Circuit
 from neuroplast.circuits.roles import MOVERS
 from neuroplast.components import Node
-from neuroplast.errors import InputError, StorageError
+from neuroplast.errors import InputError, StorageError, unknown_name
 from neuroplast.interventions.ablation import ABLATIONS, Ablation, build_ablation
 from neuroplast.interventions.knockout import Worlds, run_knockouts
 from neuroplast.models.network import Network
@@ -69,6 +72,9 @@ class CriteriaSettings:
             value: Any = getattr(self, name)
             if type(value) is not int or value < lowest:
                 raise InputError(f"{name} must be a whole number, at least {lowest}, got {value!r}")
+        for kind in (self.ablation, *self.ablations):
+            if kind not in ABLATIONS:
+                raise unknown_name("ablation", kind, ABLATIONS)
 
 
 @dataclass(frozen=True)
@@ -129,8 +135,8 @@ class Criteria:
     """F(C) ÷ F(M) of the difference foil minus answer, where that is what the model gives."""
     mean_of_ratios: Estimate
     """The mean over prompts of LD(C) ÷ LD(M), of prompts whose LD(M) is not near 0."""
-    spread: Mapping[str, float]
-    """Over prompts, of LD(C): `sd` and the points `p5`, `p25`, `p50`, `p75`, `p95`."""
+    spread: Mapping[str, float | None]
+    """Over prompts, of LD(C): `sd` (None of a single prompt) and the points `p5`, `p25`, `p50`, `p75`, `p95`."""
     by_group: Mapping[str, Mapping[str, Estimate]]
     """By group of prompts, F(M), F(C) and their ratio."""
     by_ablation: Mapping[str, Estimate]
@@ -234,11 +240,13 @@ def classes_of(circuit: Circuit) -> dict[str, tuple[Node, ...]]:
 def matched_random(circuit: Circuit, n: int, seed: int) -> list[tuple[Node, ...]]:
     """Random circuits with as many heads in the same layers and at the same positions, none of them the circuit's.
 
-    Where a layer has too few other heads, the nearest layers give theirs.
+    Where a layer has too few other heads, the nearest layers give theirs; none are drawn where the model has too few.
     """
     rng = np.random.default_rng(seed)
     own = set(circuit.heads)
     shape = circuit.shape
+    if crowded_position(circuit) is not None:
+        return []
     drawn: list[tuple[Node, ...]] = []
     for _ in range(n):
         taken: set[Node] = set()
@@ -257,6 +265,13 @@ def matched_random(circuit: Circuit, n: int, seed: int) -> list[tuple[Node, ...]
                     break
         drawn.append(tuple(sorted(taken, key=str)))
     return drawn
+
+
+def crowded_position(circuit: Circuit) -> str | None:
+    """Where no circuit of other heads can be as large as this one: more than half of the heads belong to it."""
+    counts = Counter(node.position for node in circuit.heads)
+    most = circuit.shape.n_layers * circuit.shape.n_heads // 2
+    return next((f"@{name}" if name else "all positions" for name, n in counts.items() if n > most), None)
 
 
 class _Judge:
@@ -492,6 +507,6 @@ def quotient(top: np.ndarray, bottom: np.ndarray, weights: Weights, name: str, a
     return estimate(weights, ratio)
 
 
-def _spread(values: np.ndarray) -> dict[str, float]:
+def _spread(values: np.ndarray) -> dict[str, float | None]:
     points = {f"p{point}": float(np.quantile(values, point / 100)) for point in (5, 25, 50, 75, 95)}
-    return {"sd": float(values.std(ddof=1)), **points}
+    return {"sd": float(values.std(ddof=1)) if len(values) > 1 else None, **points}

@@ -6,7 +6,7 @@ from typing import Any
 
 from neuroplast.circuits.circuit import Circuit
 from neuroplast.circuits.edge_discovery import METHODS as EDGE_METHODS
-from neuroplast.circuits.edge_discovery import discover_edges
+from neuroplast.circuits.edge_discovery import discover_edges, require_edge_settings
 from neuroplast.circuits.path_discovery import PathSettings, discover_paths
 from neuroplast.circuits.roles import name_roles
 from neuroplast.circuits.stability import RESAMPLES, path_stability
@@ -56,11 +56,7 @@ def discover(
         NothingFoundError: when nothing passes.
         InputError: for an unknown method or setting.
     """
-    if method not in METHODS:
-        raise unknown_name("method", method, METHODS)
-    for name in settings:
-        if name not in SETTINGS[method]:
-            raise unknown_name("setting", name, SETTINGS[method])
+    require_settings(method, settings)
     if method != "path":
         return discover_edges(
             model, prompts, method=method, memory=memory, parts=parts, progress=progress, say=say, **settings
@@ -76,3 +72,24 @@ def discover(
     }
     named = name_roles(model, prompts, circuit, backups=found.backups, memory=memory, progress=about(progress, "roles"))
     return replace(named, provenance=provenance)
+
+
+def require_settings(method: str, settings: Mapping[str, Any]) -> None:
+    """Checks settings before anything is measured.
+
+    Args:
+        method: as `discover` takes it.
+        settings: those that were given.
+
+    Raises:
+        InputError: for an unknown method or setting, or a value that cannot be.
+    """
+    if method not in METHODS:
+        raise unknown_name("method", method, METHODS)
+    for name in settings:
+        if name not in SETTINGS[method]:
+            raise unknown_name("setting", name, SETTINGS[method])
+    if method == "path":
+        PathSettings(**settings)
+    else:
+        require_edge_settings(method, **{name: value for name, value in settings.items() if name != "steps"})

@@ -243,7 +243,7 @@ class _Curve:
         masks = [
             [graph.live(select_edges(graph, each, measured, self.select, n=n)) for n in within] for each in rankings
         ]
-        found = self._run(graph, f"edge curve {name} {rank} {self.select}", masks)
+        found = self._run(graph, f"edge curve {rank} {self.select}", masks)
         empty, whole, circuits = found[0], found[1], found[2:].reshape(len(rankings), len(within), -1)
         span = estimate_mean(self.weights, whole - empty)
         why = None

@@ -101,7 +101,7 @@ def discover_edges(
         InputError: for settings that cannot be, or a budget that is too small.
         UnsupportedModelError: when the model's edges cannot be told apart.
     """
-    _require_settings(method, select, n, threshold, prune, candidates)
+    require_edge_settings(method, select, n, threshold, prune, candidates)
     require_prompts(prompts)
     graph, parts = build_edge_graph(model), parts or Parts()
 
@@ -110,7 +110,7 @@ def discover_edges(
         kept = {"scores": found.scores, "measured": found.measured, "clean": found.clean}
         return kept | (_resample(graph, found, select, n, threshold) if found.by_prompt is not None else {})
 
-    kept = parts.made("edge scores and stability", measure)
+    kept = parts.made(f"{method}, edge scores and stability", measure)
     scores, measured, clean = kept["scores"], kept["measured"], kept["clean"]
     n_measured = int(measured.sum())
     log: list[dict[str, Any]] = [{"step": "scores", "method": method, "edges": n_measured}]
@@ -355,14 +355,19 @@ def _stability_document(graph: EdgeGraph, n_prompts: int, kept: Mapping[str, Ten
     return document
 
 
-def _require_settings(
+def require_edge_settings(
     method: str,
-    select: str,
-    n: int | None,
-    threshold: float | None,
-    prune: float | None,
-    candidates: Sequence[Edge | str] | None,
+    select: str = CHOICES[0],
+    n: int | None = None,
+    threshold: float | None = None,
+    prune: float | None = None,
+    candidates: Sequence[Edge | str] | None = None,
 ) -> None:
+    """Checks settings of `discover_edges`.
+
+    Raises:
+        InputError: for settings that cannot be.
+    """
     if method not in METHODS:
         raise unknown_name("method", method, METHODS)
     if select not in CHOICES:

@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 
 from neuroplast.circuits.circuit import LEVELS, Circuit
-from neuroplast.circuits.criteria import PASSES, Criteria, CriteriaSettings, measure_criteria
+from neuroplast.circuits.criteria import PASSES, Criteria, CriteriaSettings, crowded_position, measure_criteria
 from neuroplast.circuits.files import require_model
 from neuroplast.circuits.shape import shape_of
+from neuroplast.circuits.stability import known_stability
 from neuroplast.errors import unknown_name
 from neuroplast.models.network import Network
 from neuroplast.observer import Told
@@ -45,7 +46,7 @@ class Evaluation:
     def warnings(self) -> list[str]:
         """What a reader must not overlook."""
         found, said = self.criteria, list[str]()
-        value = found.faithfulness.value
+        value = found.share.value
         if value is not None and value > 1:
             said.append(f"F(C)/F(M) is {value:.2f}, above 1: the circuit leaves out what works against it")
         if (above := int((found.random >= found.level).sum())) > 0:
@@ -83,7 +84,7 @@ class Evaluation:
                 }
                 for name in found.by_ablation
             },
-            "random": _random_document(found),
+            "random": _random_document(found, circuit),
             "completeness": {
                 "gap": estimate_document(found.completeness_gap),
                 "mean_random_gap": _mean_random_gap(found),
@@ -114,7 +115,7 @@ class Evaluation:
                     for need in found.needs
                 ],
             },
-            "stability": circuit.provenance.get("stability"),
+            "stability": known_stability(circuit.provenance),
             "warnings": self.warnings,
         }
 
@@ -182,7 +183,9 @@ def estimate_document(found: Estimate) -> dict[str, Any]:
     return {"value": found.value, "ci95": found.ci95} | ({"why": found.why} if found.why else {})
 
 
-def _random_document(found: Criteria) -> Mapping[str, Any]:
+def _random_document(found: Criteria, circuit: Circuit) -> Mapping[str, Any]:
+    if found.settings.n_random and (where := crowded_position(circuit)):
+        return {"n": 0, "why": f"more than half of the heads at {where} belong to the circuit: too few others are left"}
     if not len(found.random):
         return {"n": 0, "why": "no random circuits were asked for"}
     return {

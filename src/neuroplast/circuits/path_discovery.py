@@ -7,15 +7,17 @@ Steps:
    and values at the positions that they attend to. Every head is patched, at that position, into all of these
    receivers together; those that help the task and those that hinder it apart, because their effects would cancel.
 3. Again from the heads that were new, until nothing new is found.
-4. Step 1 again with the movers (the heads of step 1 that help) knocked out: what shows only now is a backup.
+4. Step 1 again with the movers knocked out, the heads of step 1 that drive what the model does: with LD above 0
+   those that help the task, below 0 those that hinder it. What shows only now, and drives it too, is a backup.
 
 A sender is found when its mean effect is at least `threshold` × |LD| **and** its bootstrap interval excludes 0. Its
 edges to the single receivers are measured next, and kept when the interval excludes 0 and the effect is at least
 `threshold` × |LD| ÷ the number of receivers that were patched together: one of them must carry that much, if their
 effects add up. Where none passes, the strongest one is kept.
 
-Most heads do nothing, so each step begins with a few prompts and goes on to more (`SCREENS`): a sender whose mean lies
-so many standard errors below the threshold that chance makes it one time in a thousand is cut.
+Most heads do nothing, so each step begins with a few prompts, drawn at random, and goes on to more (`SCREENS`): a
+sender whose mean lies so many standard errors below the threshold that chance makes it one time in a thousand is cut;
+in all screens together, three times at most.
 
 Sign: effect = LD(patched) - LD(clean), in logits; a node's score is its effect in the step that found it, the one
 nearest to the logits. Deviation from the paper: none of the steps is chosen by eye.
@@ -72,7 +74,7 @@ class PathSettings:
     resamples: int = RESAMPLES
     """Bootstrap resamples of each interval."""
     seed: int = 0
-    """Seed of the resamples."""
+    """Seed of the resamples, and of the order in which prompts are drawn."""
 
     def __post_init__(self) -> None:
         for name in ("threshold", "attention"):
@@ -204,6 +206,8 @@ class _Search:
         self.positions: tuple[str, ...] = chosen
         self.weights = bootstrap_weights(len(prompts), settings.seed, settings.resamples)
         self.screens = [each for each in SCREENS if settings.screen and 2 * each[0] <= len(prompts)]
+        self.order = torch.from_numpy(np.random.default_rng(settings.seed).permutation(len(prompts)))
+        """The prompts as they are drawn: whatever order they were given in, those of a screen are a random sample."""
         self.pairs = Pairs(model, memory)
         self.steps: list[Step] = []
         self.scores: dict[Node, float] = {}
@@ -228,12 +232,13 @@ class _Search:
             new = found
             if not new:
                 break
-        movers = tuple(node for node in first.found if self.scores[node] < 0)
+        drives = -np.sign(self.clean.mean())
+        movers = tuple(node for node in first.found if self.scores[node] * drives > 0)
         backups: list[Node] = []
         if self.settings.backups and movers:
             step = self._step("backups", (LOGITS,), "end", knocked_out=movers)
-            helping = [node for node in step.found if step.effects[step.senders.index(node)].mean() < 0]
-            backups = [node for node in helping if node not in self.scores]
+            shown = [node for node in step.found if step.effects[step.senders.index(node)].mean() * drives > 0]
+            backups = [node for node in shown if node not in self.scores]
             self._take(step, only=backups)
         return Discovery(self._circuit(movers, backups), tuple(self.steps), self.clean, tuple(backups), self.settings)
 
@@ -278,20 +283,19 @@ class _Search:
         self, name: str, candidates: Sequence[Node], receivers: Sequence[Node], knocked_out: Sequence[Node]
     ) -> tuple[tuple[Node, ...], np.ndarray]:
         """The senders that screening leaves, and their effects on all prompts."""
-        rows = torch.arange(len(self.prompts))
         left, effects, done = tuple(candidates), torch.zeros(len(candidates), 0), 0
         for until, errors in (*self.screens, (len(self.prompts), None)):
             if not left:
                 return (), np.zeros((0, len(self.prompts)))
             title = name if errors is None else f"{name}, first {until}"
-            found = self._patch(title, left, receivers, rows[done:until], knocked_out)[0]
+            found = self._patch(title, left, receivers, self.order[done:until], knocked_out)[0]
             effects, done = torch.cat([effects, found], dim=1), until
             if errors is not None:
                 bound = effects.mean(dim=1).abs() + errors * effects.std(dim=1) / until**0.5
                 stays = bound >= self.least
                 left = tuple(node for node, kept in zip(left, stays.tolist(), strict=True) if kept)
                 effects = effects[stays]
-        return left, effects.double().numpy()
+        return left, effects[:, self.order.argsort()].double().numpy()
 
     def _measure_edges(
         self,
@@ -307,15 +311,16 @@ class _Search:
             return {Edge(node, receivers[0]): effects[senders.index(node)] for node in found}
         if not found:
             return {}
-        rows, done = torch.arange(len(self.prompts)), 0
         measured: list[list[Tensor]] = []
+        done = 0
         # In the same parts as the senders were, because their runs are at hand.
-        for until in (*(until for until, _ in self.screens), len(rows)):
+        for until in (*(until for until, _ in self.screens), len(self.order)):
             part = f"{name}, edges {done}"
-            measured.append(self._patch(part, found, receivers, rows[done:until], knocked_out, apart=True))
+            measured.append(self._patch(part, found, receivers, self.order[done:until], knocked_out, apart=True))
             done = until
+        back = self.order.argsort()
         return {
-            Edge(sender, receiver): torch.cat([each[index][row] for each in measured]).double().numpy()
+            Edge(sender, receiver): torch.cat([each[index][row] for each in measured])[back].double().numpy()
             for index, receiver in enumerate(receivers)
             for row, sender in enumerate(found)
             if sender.depth < receiver.depth
@@ -377,12 +382,13 @@ class _Search:
     def _take(self, step: Step, only: Sequence[Node] | None = None) -> list[Node]:
         """Adds what a step found; gives the nodes that are new."""
         new: list[Node] = []
-        for node in step.found if only is None else only:
+        chosen = step.found if only is None else only
+        for node in chosen:
             if node not in self.scores:
                 new.append(node)
                 self.scores[node] = float(step.effects[step.senders.index(node)].mean())
         for edge in step.kept:
-            if edge.source in self.scores and edge not in self.edges:
+            if edge.source in chosen and edge not in self.edges:
                 self.edges[edge] = float(step.edges[edge].mean())
         return new
 
@@ -428,4 +434,6 @@ class _Search:
             "movers": [str(node) for node in movers],
             "backups": [str(node) for node in backups],
         }
-        return Circuit(shape_of(self.model), self.scores, self.edges, positions=self.positions, provenance=provenance)
+        # END is always looked at.
+        positions = self.positions if not self.positions or "end" in self.positions else (*self.positions, "end")
+        return Circuit(shape_of(self.model), self.scores, self.edges, positions=positions, provenance=provenance)

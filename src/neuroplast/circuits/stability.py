@@ -92,6 +92,23 @@ def _listed(spread: tuple[float, float] | None) -> list[float] | None:
     return None if spread is None else list(spread)
 
 
+def known_stability(provenance: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """A circuit's `stability`, if its provenance has one as `Stability.document` writes it: files are anybody's."""
+    document = provenance.get("stability")
+    if not isinstance(document, Mapping) or not isinstance(document.get("resamples"), int):
+        return None
+    for level in ("nodes", "edges"):
+        match document.get(f"{level}_jaccard"):
+            case {"mean": None, "spread": None} | {
+                "mean": int() | float(),
+                "spread": [int() | float(), int() | float()],
+            }:
+                pass
+            case _:
+                return None
+    return document
+
+
 def drawn_sets(document: Mapping[str, Any] | None, level: str) -> list[frozenset[str]]:
     """The sets of `Stability.document`, as names; none where there is no document.
 
@@ -145,8 +162,10 @@ def _decide(discovery: Discovery, weights: Float[np.ndarray, "prompt"]) -> tuple
             continue
         passing = _passing(step.effects, weights, least)
         if step.name == "backups":
-            passing &= step.effects @ weights < 0
+            passing &= (step.effects @ weights) * discovery.clean.mean() < 0
         found = {node for node, passes in zip(step.senders, passing, strict=True) if passes}
+        if step.name == "backups":
+            found -= nodes
         measured = [edge for edge in step.edges if edge.source in found and edge.destination in read]
         effects = np.array([step.edges[edge] for edge in measured]).reshape(len(measured), len(weights))
         passing = _passing(effects, weights, least / len(step.receivers))

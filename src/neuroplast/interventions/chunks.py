@@ -39,10 +39,12 @@ class Chunk:
         return self.prompts.positions["end"]
 
     @property
-    def key(self) -> tuple[bytes, bytes]:
-        """What tells it from other chunks: its tokens."""
-        clean, counterfactual = self.prompts.clean.cpu(), self.prompts.counterfactual.cpu()
-        return clean.numpy().tobytes(), counterfactual.numpy().tobytes()
+    def key(self) -> tuple[bytes, ...]:
+        """What tells it from other chunks: which prompts it has, and what it makes of them."""
+        prompts = self.prompts
+        parts = (self.rows, prompts.clean, prompts.counterfactual, prompts.answer, prompts.foil)
+        places = (prompts.positions[name] for name in sorted(prompts.positions))
+        return tuple(each.cpu().numpy().tobytes() for each in (*parts, *places))
 
     def where(self, position: str | None) -> Bool[Tensor, "prompt pos"]:
         """The positions that a node's position names, as far as they can differ."""

@@ -118,7 +118,7 @@ def run_knockouts(
         keep: False knocks out the heads of each set, True all heads but those.
         near: a set from which the others differ in few heads: what they share with it is run once. Results do not
             change.
-        worlds: runs to share with other calls with the same model and prompts.
+        worlds: runs to share with other calls with the same model and prompts; that of `near` is not kept.
         memory: bound on the process's memory, such as `4GiB`; None takes what is free.
         progress: called with (steps done, steps in all).
 

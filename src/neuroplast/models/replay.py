@@ -122,7 +122,7 @@ class Window:
 class Columns(Window):
     """Chosen positions of each prompt and END, where everything else keeps what was recorded: later positions too.
 
-    Right where nothing moves from the chosen positions to the others, because all heads there are knocked out.
+    Right where nothing that changes moves from the chosen positions to the others: no head there reads it.
     """
 
     def __init__(self, chosen: Bool[Tensor, "prompt pos"], end: Int[Tensor, "prompt"]) -> None:

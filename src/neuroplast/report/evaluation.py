@@ -18,6 +18,8 @@ from neuroplast.storage import atomic_file, write_text
 EVALUATION_FILES = ("criteria.csv", "completeness.csv", "minimality.csv", "evaluation.png")
 KINDS = {"class": ("o", KIND_COLOURS["tuned"]), "random": (".", KIND_COLOURS["base"]), "greedy": ("D", "#d55e00")}
 """Marker and colour of a set K, by how it was chosen."""
+MIB = ": MIB's"
+"""Marks what MIB publishes: its CPR takes the edges that help first, its CMD those with large scores."""
 MOST_NODES = 40
 """Most nodes in the picture of minimality: those with the least."""
 
@@ -67,11 +69,17 @@ def criteria_rows(document: Document) -> list[Sequence[Any]]:
     for name, row in document["by_ablation"].items():
         add(f"faithfulness, ablation {name}", row["faithfulness"], "F(C) / F(M)")
     random = document["random"]
-    if random["n"]:
+    if not random["n"]:
+        rows.append(("random circuits", None, None, None, random["why"]))
+    else:
         note = f"{random['unit']} of {random['n']} matched random circuits"
         rows.append(("random circuits, mean", random["mean"], None, None, note))
         rows.append(("random circuits, largest", random["max"], None, None, note))
-    add("completeness gap", document["completeness"]["gap"], "F(C∖K) - F(M∖K), the largest over all K")
+    add(
+        "completeness gap",
+        document["completeness"]["gap"],
+        "F(C∖K) - F(M∖K), the largest over all K; K was chosen on these prompts",
+    )
     add("minimality, least", document["minimality"]["min"], "|F(C∖(K∪{v})) - F(C∖K)| / |F(M)|")
     stability = document.get("stability") or {}
     for level in ("nodes", "edges"):
@@ -80,9 +88,13 @@ def criteria_rows(document: Document) -> list[Sequence[Any]]:
             note = f"mean pairwise Jaccard of {stability['resamples']} resamples; ends: 95 % of the pairs"
             rows.append((f"stability, {level}", found["mean"], low, high, note))
     edges = document.get("edges") or {}
-    for name, note in (("cpr", "MIB: area under f over the share of edges"), ("cmd", "MIB: area of |1 - f|")):
-        if name in edges and edges["n_scored"]:
-            add(f"edges, {name.upper()}", edges[name], note)
+    for ranking, curve in (("", edges), (", helping first", edges.get("helping")), (", random", edges.get("random"))):
+        if curve and curve.get("n_scored"):
+            note = "area under f over the share of edges" + MIB * ("helping" in ranking)
+            add(f"edges{ranking}, CPR", curve["cpr"], note)
+            add(f"edges{ranking}, CMD", curve["cmd"], "area of |1 - f|" + MIB * (not ranking))
+        elif curve and "cpr" not in curve:
+            rows.append((f"edges{ranking}", None, None, None, curve["why"]))
     return rows
 
 
