@@ -17,7 +17,7 @@ from neuroplast.errors import InputError, NothingFoundError, unknown_name
 from neuroplast.memory import parse_size
 from neuroplast.observer import Observer, Silent
 from neuroplast.report.circuit import write_circuit_report
-from neuroplast.storage import Parts, is_begun, load_json, make_folder, write_json, write_jsonl
+from neuroplast.storage import Parts, is_begun, load_json, make_folder, release, write_json, write_jsonl
 from neuroplast.subject import Subject, spelled, versions
 
 MARKER, CIRCUIT = "discover.json", "circuit.json"
@@ -111,10 +111,10 @@ def run_discover(
                 say=observer.say,
                 **config.settings(),
             )
-        except NothingFoundError:
-            # The folder is free for another attempt.
-            (out / MARKER).unlink()
-            parts.remove()
+        except InputError as error:
+            if isinstance(error, NothingFoundError):
+                parts.remove()
+            release(out, MARKER)
             raise
         shape = replace(found.shape, weights_sha256=provenance["weights_sha256"])
         kept = {**found.provenance, "counterfactual": config.counterfactual, "seed": config.seed}

@@ -11,8 +11,8 @@ from typing import Any
 
 from neuroplast.circuits.circuit import Circuit
 from neuroplast.circuits.criteria import CriteriaSettings, require_heads
-from neuroplast.circuits.edge_criteria import edge_curve, random_edge_curve
-from neuroplast.circuits.evaluate import evaluate
+from neuroplast.circuits.edge_criteria import edge_curve, edge_faithfulness, random_edge_curve
+from neuroplast.circuits.evaluate import estimate_document, evaluate
 from neuroplast.circuits.files import load_circuit, require_model
 from neuroplast.circuits.shape import shape_of
 from neuroplast.errors import InputError, UnsupportedModelError
@@ -20,8 +20,8 @@ from neuroplast.memory import parse_size
 from neuroplast.models.network import Network
 from neuroplast.observer import Observer, Silent, about
 from neuroplast.report.evaluation import EVALUATION_FILES, write_evaluation_report
-from neuroplast.storage import Parts, hash_file, is_begun, load_json, make_folder, write_json
-from neuroplast.subject import Subject, require_whole, versions
+from neuroplast.storage import Parts, hash_file, is_begun, load_json, make_folder, release, write_json
+from neuroplast.subject import MOST_PROMPTS, Subject, require_whole, versions
 from neuroplast.tasks.prompts import REFERENCE_SEED, PromptSet
 
 MARKER, RESULT = "evaluate.json", "evaluation.json"
@@ -49,8 +49,8 @@ class EvaluateConfig(Subject):
     def __post_init__(self) -> None:
         super().__post_init__()
         require_whole("n_reference", self.n_reference)
-        if self.n_reference < 1:
-            raise InputError(f"n_reference must be at least 1, got {self.n_reference}")
+        if not 1 <= self.n_reference <= MOST_PROMPTS:
+            raise InputError(f"n_reference must be from 1 to {MOST_PROMPTS}, got {self.n_reference}")
         self.criteria()
 
     def criteria(self) -> dict[str, Any]:
@@ -100,7 +100,11 @@ def run_evaluate(
         write_json(out / MARKER, provenance)
     parts = Parts(out / "parts")
     if not (out / RESULT).is_file():
-        document = judge(config, model, circuit, prompts, parts, observer, memory)
+        try:
+            document = judge(config, model, circuit, prompts, parts, observer, memory)
+        except InputError:
+            release(out, MARKER)
+            raise
         write_json(out / RESULT, document | {"versions": versions()})
     document = load_json(out / RESULT)
     write_evaluation_report(document, out)
@@ -136,16 +140,18 @@ def judge(
 def judge_edges(
     model: Network, circuit: Circuit, prompts: PromptSet, parts: Parts, observer: Observer, memory: str | int | None
 ) -> dict[str, Any]:
-    """How much the ranking of a circuit's edges explains: by size, by who helps most, and a random one beside them."""
+    """How much a circuit's own edges explain, and their ranking: by size, by who helps most, and a random one."""
     told: dict[str, Any] = {"memory": memory, "parts": parts, "progress": about(observer.progress, "edges")}
     try:
+        chosen = estimate_document(edge_faithfulness(model, circuit, prompts, **told))
         curve = edge_curve(model, circuit, prompts, **told)
     except UnsupportedModelError as error:
         return {"why": str(error)}
+    document = curve.document() | {"chosen": chosen}
     if curve.cmd.value is None:
-        return curve.document()
+        return document
     helping: dict[str, Any] = {"why": "the file does not say whether a score above 0 helps or hinders"}
     if "sign" in circuit.provenance:
         helping = edge_curve(model, circuit, prompts, rank="helping", **told).document()
     random = random_edge_curve(model, prompts, rankings=1, **told)
-    return curve.document() | {"helping": helping, "random": random.document()}
+    return document | {"helping": helping, "random": random.document()}

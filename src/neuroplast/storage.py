@@ -209,6 +209,15 @@ def load_tensors(path: Path) -> "dict[str, Tensor]":
         raise StorageError(f"could not read {path}: {error}; remove it, then run the same command again") from error
 
 
+def release(folder: Path, marker: str) -> None:
+    """Frees an output folder that a run claimed and has nothing measured in: another may take it."""
+    parts = folder / "parts"
+    if not (parts.is_dir() and any(parts.iterdir())):
+        (folder / marker).unlink(missing_ok=True)
+        if parts.is_dir():
+            parts.rmdir()
+
+
 class Parts:
     """Measurements that are kept until the whole is done, so that an interrupted run makes each only once."""
 

@@ -60,7 +60,9 @@ def test_every_number_is_what_its_definition_says(gpt2: Network, circuit: Circui
         if need.score.value is not None:
             kept = f(without([*need.given, need.node]), True) - f(without(need.given), True)
             assert need.score.value == pytest.approx(abs(kept / whole), abs=1e-4)
-    assert {gap.kind for gap in found.gaps} == {"class", "random", "greedy"}
+    assert {gap.kind for gap in found.gaps} == {"none", "class", "random", "greedy"}
+    assert abs(found.completeness_gap.value) >= abs(found.circuit.value - found.model.value) - 1e-5
+    assert found.difference.value == pytest.approx(found.model.value - found.circuit.value, abs=1e-5)
     assert {node for need in found.needs for node in (need.node,)} == set(circuit.heads)
     assert set(found.by_ablation) == set(FEW.ablations)
 

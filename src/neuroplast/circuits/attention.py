@@ -25,7 +25,7 @@ def attention_to(
     """How much heads attend from where they stand to positions where the prompts can differ from the counterfactuals.
 
     The mean over the clean prompts and, of a head at several positions, over those. Tokens before the first that
-    differs get none: nothing can be patched there.
+    differs get none: nothing can be patched there. A prompt without the head's position counts as no attention.
 
     Args:
         model: the model.
@@ -44,7 +44,7 @@ def attention_to(
         for number, node in enumerate(heads):
             here = position_mask(chunk.prompts, node.position).float()
             mine = patterns[node.layer or 0][:, node.head].float()
-            mine = torch.einsum("pq,pqk->pk", here / here.sum(dim=1, keepdim=True), mine)
+            mine = torch.einsum("pq,pqk->pk", here / here.sum(dim=1, keepdim=True).clamp(min=1), mine)
             seen[number] = torch.stack([(mine * mask).sum() for mask in masks])
         total.add_(seen)
 

@@ -4,14 +4,15 @@ appendix), with the controls and the methodology that such numbers need (arXiv 2
 F(X) is the mean logit difference with every head outside X knocked out; a head of X works at its own position only.
 MLPs stay. M is the whole model, C the circuit, ∅ no head at all.
 
-- **Faithfulness** F(C) ÷ F(M), a ratio of means; beside it |F(M) - F(C)|, (F(C) - F(∅)) ÷ (F(M) - F(∅)), the mean of
+- **Faithfulness** F(C) ÷ F(M), a ratio of means; beside it F(M) - F(C), (F(C) - F(∅)) ÷ (F(M) - F(∅)), the mean of
   the prompts' own ratios, F by group of prompts (the two orders of names), and F(C) under every kind of ablation.
-- **Completeness** F(C∖K) - F(M∖K) for sets K of the circuit's nodes: each class (role, or position where there are no
-  roles), random subsets, and a greedy one. Greedy: ten times, of ten nodes drawn from those left, the one is added
-  that makes the gap largest, if it makes it larger. The largest gap is chosen on the prompts that it is measured on:
-  its interval is that of this K, not of the choice.
+- **Completeness** F(C∖K) - F(M∖K) for sets K of the circuit's nodes: none, each class (role, or position where there
+  are no roles), random subsets, and a greedy one. Greedy: ten times, of ten nodes drawn from those left, the one is
+  added that makes the gap largest, if it makes it larger. The largest gap is chosen on the prompts that it is measured
+  on: its interval is that of this K, not of the choice.
 - **Minimality** of a node v: |F(C∖(K∪{v})) - F(C∖K)| ÷ |F(M)|, K being the rest of v's class; of movers, those with a
-  larger effect. Beside it the same with K = ∅. A node passes at 1 %.
+  larger effect, where effects are known. Beside it the same with K = ∅, which is all there is without classes. A node
+  passes at 1 %.
 - **Controls**: random circuits with as many heads in the same layers and at the same positions, none of them the
   circuit's own; where a layer has too few others, the nearest layers give theirs. There are none where the circuit
   has so many heads at a position that too few others are left.
@@ -33,7 +34,7 @@ from neuroplast.circuits.circuit import Circuit
 from neuroplast.circuits.roles import MOVERS
 from neuroplast.components import Node
 from neuroplast.errors import InputError, StorageError, unknown_name
-from neuroplast.interventions.ablation import ABLATIONS, Ablation, build_ablation
+from neuroplast.interventions.ablation import ABLATIONS, Ablation, build_ablation, group_keys
 from neuroplast.interventions.knockout import Worlds, run_knockouts
 from neuroplast.models.network import Network
 from neuroplast.observer import Told, about
@@ -82,7 +83,7 @@ class Gap:
     """Completeness for one set K."""
 
     kind: str
-    """`class`, `random` or `greedy`."""
+    """`none`, `class`, `random` or `greedy`."""
     name: str
     """The class, or the number of the draw."""
     nodes: tuple[Node, ...]
@@ -117,6 +118,8 @@ class Criteria:
     """Prompts that LD is the mean over."""
     n_reference: int
     """Prompts that means and samples come from."""
+    smallest_group: int
+    """The fewest of them that one mean by position is over."""
     counterfactual: str
     """How the prompts were broken."""
     settings: CriteriaSettings
@@ -129,6 +132,8 @@ class Criteria:
     """F(∅)."""
     faithfulness: Estimate
     """F(C) ÷ F(M), ratio of means."""
+    difference: Estimate
+    """F(M) - F(C)."""
     normalised: Estimate
     """(F(C) - F(∅)) ÷ (F(M) - F(∅))."""
     foil_faithfulness: Estimate
@@ -138,9 +143,9 @@ class Criteria:
     spread: Mapping[str, float | None]
     """Over prompts, of LD(C): `sd` (None of a single prompt) and the points `p5`, `p25`, `p50`, `p75`, `p95`."""
     by_group: Mapping[str, Mapping[str, Estimate]]
-    """By group of prompts, F(M), F(C) and their ratio."""
+    """By group of prompts, F(M), F(C) and their ratio, as `share` has it."""
     by_ablation: Mapping[str, Estimate]
-    """F(C) ÷ F(M) by kind of ablation."""
+    """F(C) ÷ F(M) by kind of ablation, as `share` has it."""
     circuit_by_ablation: Mapping[str, Estimate]
     """F(C) by kind of ablation."""
     random: np.ndarray
@@ -228,12 +233,12 @@ def require_heads(circuit: Circuit) -> None:
 
 
 def classes_of(circuit: Circuit) -> dict[str, tuple[Node, ...]]:
-    """The circuit's heads by role, or by position where no roles are known."""
+    """The circuit's heads by role, or by position where no roles are known; heads with neither are in none."""
     found: dict[str, list[Node]] = {}
     for node in circuit.heads:
         role = circuit.roles.get(node)
-        name = role.name if role else f"@{node.position}" if node.position else "heads"
-        found.setdefault(name, []).append(node)
+        if role or node.position:
+            found.setdefault(role.name if role else f"@{node.position}", []).append(node)
     return {name: tuple(nodes) for name, nodes in found.items()}
 
 
@@ -300,24 +305,29 @@ class _Judge:
         whole = self._measure("model", [()])[0]
         inside, nothing = only
         f_model, f_circuit = self._mean(whole), self._mean(inside)
-        kinds = {
-            name: inside if name == kind else self._measure(f"circuit, {name}", [nodes], True, name)[0]
-            for name in settings.ablations
-        }
+        kinds: dict[str, np.ndarray] = {}
+        refused: dict[str, Estimate] = {}
+        for name in settings.ablations:
+            try:
+                kinds[name] = inside if name == kind else self._measure(f"circuit, {name}", [nodes], True, name)[0]
+            except InputError as error:  # the reference lacks a template that this kind needs
+                refused[name] = Estimate(None, None, str(error))
         random = self._measure("random circuits", matched_random(self.circuit, settings.n_random, settings.seed), True)
         groups = self._groups()
         ratios = self._ratio(random.mean(axis=1), whole) if len(random) else np.zeros(0)
         needs = self._minimality(whole)
-        gaps = self._completeness()
+        gaps = self._completeness(abs(float((inside - whole).mean())))
         return Criteria(
             n_prompts=len(self.prompts),
             n_reference=self._ablation(kind).n_reference,
+            smallest_group=min(Counter(group_keys(self.reference or self.prompts)).values()),
             counterfactual=counterfactual,
             settings=settings,
             model=f_model,
             circuit=f_circuit,
             nothing=self._mean(nothing),
             faithfulness=faithfulness(inside, whole, self.weights),
+            difference=self._mean(whole - inside),
             normalised=self._quotient(inside - nothing, whole - nothing, "F(M) - F(∅)"),
             foil_faithfulness=foil_faithfulness(inside, whole, self.weights),
             mean_of_ratios=self._mean_of_ratios(inside, whole),
@@ -330,8 +340,8 @@ class _Judge:
                 }
                 for name, rows in groups.items()
             },
-            by_ablation={name: faithfulness(each, whole, self.weights) for name, each in kinds.items()},
-            circuit_by_ablation={name: self._mean(each) for name, each in kinds.items()},
+            by_ablation={name: share_of(each, whole, self.weights) for name, each in kinds.items()} | refused,
+            circuit_by_ablation={name: self._mean(each) for name, each in kinds.items()} | refused,
             random=ratios,
             gaps=gaps,
             needs=needs,
@@ -377,15 +387,16 @@ class _Judge:
             raise StorageError(f"the part {name!r} that was kept is of another evaluation; remove parts/ and run again")
         return found.double().numpy()
 
-    def _completeness(self) -> tuple[Gap, ...]:
+    def _completeness(self, gap: float) -> tuple[Gap, ...]:
         rng = np.random.default_rng(self.settings.seed)
-        named = [("class", name, nodes) for name, nodes in classes_of(self.circuit).items()]
+        named: list[tuple[str, str, tuple[Node, ...]]] = [("none", "∅", ())]
+        named += [("class", name, nodes) for name, nodes in classes_of(self.circuit).items()]
         for number in range(self.settings.n_subsets):
             kept = rng.random(len(self.nodes)) < 0.5
             chosen = tuple(node for node, taken in zip(self.nodes, kept, strict=True) if taken)
             named.append(("random", str(number + 1), chosen))
         if self.settings.greedy_steps:
-            named.append(("greedy", "greedy", self._greedy()))
+            named.append(("greedy", "greedy", self._greedy(gap)))
         sets = [nodes for _, _, nodes in named]
         without = self._measure("completeness, model", sets)
         inside = self._measure("completeness, circuit", [self._rest(nodes) for nodes in sets], keep=True)
@@ -394,10 +405,10 @@ class _Judge:
             for (kind, name, nodes), c, m in zip(named, inside, without, strict=True)
         )
 
-    def _greedy(self) -> tuple[Node, ...]:
+    def _greedy(self, best: float) -> tuple[Node, ...]:
+        """K, from a gap that has to be passed."""
         rng = np.random.default_rng(self.settings.seed + 1)
         taken: tuple[Node, ...] = ()
-        best = 0.0
         for step in range(self.settings.greedy_steps):
             left = [node for node in self.nodes if node not in taken]
             if not left:
@@ -430,9 +441,10 @@ class _Judge:
 
     def _given(self, node: Node) -> tuple[Node, ...]:
         """K of a node: the rest of its class; of movers, those of the class with a larger effect."""
-        (mine,) = (nodes for nodes in classes_of(self.circuit).values() if node in nodes)
+        mine = next((nodes for nodes in classes_of(self.circuit).values() if node in nodes), ())
         others = tuple(other for other in mine if other != node)
-        if (role := self.circuit.roles.get(node)) is None or role.name not in MOVERS:
+        role, known = self.circuit.roles.get(node), all(self.circuit.nodes[other] is not None for other in mine)
+        if role is None or role.name not in MOVERS or not known:
             return others
         size = {other: abs(self.circuit.nodes[other] or 0.0) for other in mine}
         return tuple(other for other in others if size[other] > size[node])
@@ -450,7 +462,7 @@ class _Judge:
         return estimate_mean(self._weights_of(rows), values[rows])
 
     def _on(self, rows: np.ndarray, inside: np.ndarray, whole: np.ndarray) -> Estimate:
-        return faithfulness(inside[rows], whole[rows], self._weights_of(rows))
+        return share_of(inside[rows], whole[rows], self._weights_of(rows))
 
     def _weights_of(self, rows: np.ndarray) -> Weights:
         return bootstrap_weights(len(rows), self.settings.seed, self.settings.resamples)
@@ -485,13 +497,19 @@ def foil_faithfulness(inside: np.ndarray, whole: np.ndarray, weights: Weights) -
     return quotient(inside, whole, weights, "F(M)")
 
 
+def share_of(inside: np.ndarray, whole: np.ndarray, weights: Weights) -> Estimate:
+    """Of the two, the one that is defined: a model gives the answer or the foil."""
+    foil = foil_faithfulness(inside, whole, weights)
+    return foil if foil.value is not None else faithfulness(inside, whole, weights)
+
+
 def undefined(whole: np.ndarray, weights: Weights) -> str | None:
     """Why shares of F(M) mean nothing, if so."""
     found = estimate_mean(weights, whole)
-    if found.value is None or found.ci95 is None or found.ci95[0] <= 0:
-        low, high = found.ci95 or (np.nan, np.nan)
-        return f"undefined: F(M) {found.value:.3g} [{low:.3g}, {high:.3g}] is not above 0"
-    return None
+    if found.value is None or found.ci95 is None:
+        return f"undefined: F(M) is not known: {found.why}"
+    low, high = found.ci95
+    return f"undefined: F(M) {found.value:.3g} [{low:.3g}, {high:.3g}] is not above 0" if low <= 0 else None
 
 
 def quotient(top: np.ndarray, bottom: np.ndarray, weights: Weights, name: str, absolute: bool = False) -> Estimate:

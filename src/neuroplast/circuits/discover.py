@@ -18,9 +18,10 @@ from neuroplast.tasks.prompts import PromptSet
 
 METHODS = ("path", *EDGE_METHODS)
 _EDGES = ("select", "n", "threshold", "prune")
+_MORE: Mapping[str, tuple[str, ...]] = {"eap-ig": ("steps",), "ceap": ("steps",), "exact": ("candidates",)}
 SETTINGS: Mapping[str, tuple[str, ...]] = {
     "path": tuple(PathSettings.__dataclass_fields__),
-    **{name: (*_EDGES, "steps") if name in ("eap-ig", "ceap") else _EDGES for name in EDGE_METHODS},
+    **{name: (*_EDGES, *_MORE.get(name, ())) for name in EDGE_METHODS},
 }
 """The settings of each method."""
 
@@ -36,7 +37,7 @@ def discover(
     say: Callable[[str], None] = lambda _: None,
     **settings: Any,
 ) -> Circuit:
-    """Finds the circuit that does a task, and names what its heads do.
+    """Finds the circuit that does a task and, by path patching, names what its heads do.
 
     Args:
         model: the instrumented model.

@@ -28,6 +28,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from neuroplast.circuits.circuit import Circuit
+from neuroplast.circuits.criteria import quotient
 from neuroplast.circuits.edge_discovery import select_edges
 from neuroplast.circuits.shape import shape_of
 from neuroplast.components import Edge
@@ -130,8 +131,7 @@ def edge_curve(
         UnsupportedModelError: when the model's edges cannot be told apart.
     """
     _require_settings(select, rank, fractions)
-    if not shape_of(model).fits(circuit.shape):
-        raise InputError(f"the circuit is one of {circuit.shape.name}, which has other parts than {model.name}")
+    _require_fit(model, circuit)
     curve = _Curve(model, prompts, select, fractions, resamples, seed, memory, parts or Parts(), progress)
     name, ranked = str(circuit.provenance.get("method") or "edges"), _ranked(circuit)
     if not curve.knows(len(ranked)):
@@ -185,6 +185,58 @@ def random_edge_curve(
     ]
     curve = _Curve(model, prompts, select, fractions, resamples, seed, memory, parts or Parts(), progress)
     return curve.measure(graph, "random", "random", drawn, graph.exists)
+
+
+def edge_faithfulness(
+    model: Network,
+    circuit: Circuit,
+    prompts: PromptSet,
+    *,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+    memory: str | int | None = None,
+    parts: Parts | None = None,
+    progress: Progress | None = None,
+) -> Estimate:
+    """f of a circuit's own edges: (m(C) - m(∅)) / (m(M) - m(∅)).
+
+    Args:
+        model: the instrumented model.
+        circuit: its edges are kept, whatever their scores.
+        prompts: clean prompts with their counterfactuals.
+        resamples: bootstrap resamples of the interval.
+        seed: seed of the resamples.
+        memory: bound on the process's memory, such as `4GiB`; None takes what is free.
+        parts: keeps what is measured, so that an interrupted measurement goes on.
+        progress: called with (steps done, steps in all).
+
+    Returns:
+        The share; undefined, with the reason, where the circuit has no edges without positions, or m(M) - m(∅) is not
+        apart from 0.
+
+    Raises:
+        InputError: for a circuit of another model, or a budget that is too small.
+        UnsupportedModelError: when the model's edges cannot be told apart.
+    """
+    _require_fit(model, circuit)
+    edges = [edge for edge in circuit.edges if edge.source.position is None and edge.destination.position is None]
+    if not edges or circuit.provenance.get("method") == "path patching":
+        return Estimate(None, None, "the circuit has no edges of the whole model, only paths at positions")
+    graph = build_edge_graph(model)
+
+    def measure() -> dict[str, Tensor]:
+        sets = [torch.zeros_like(graph.exists), graph.exists, graph.mask(edges)]
+        return {"logit_diff": run_edge_circuits(model, prompts, sets, memory=memory, progress=progress)}
+
+    kept = (parts or Parts()).made("chosen edges", measure)["logit_diff"].double().numpy()
+    empty, whole, inside = kept
+    weights = bootstrap_weights(len(prompts), seed, resamples)
+    return quotient(inside - empty, whole - empty, weights, "m(M) - m(∅)")
+
+
+def _require_fit(model: Network, circuit: Circuit) -> None:
+    if not shape_of(model).fits(circuit.shape):
+        raise InputError(f"the circuit is one of {circuit.shape.name}, which has other parts than {model.name}")
 
 
 class _Curve:
@@ -329,7 +381,9 @@ class _Curve:
 
 
 def _ranked(circuit: Circuit) -> dict[Edge, float]:
-    """The scores of a circuit's edges and of those outside; edges at positions are none of these."""
+    """The scores of a circuit's edges and of those outside; effects of paths, or at positions, are none of these."""
+    if circuit.provenance.get("method") == "path patching":
+        return {}
     return {
         edge: score
         for edge, score in (*circuit.outside.items(), *circuit.edges.items())

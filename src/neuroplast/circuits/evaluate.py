@@ -18,6 +18,9 @@ from neuroplast.statistics import Estimate
 from neuroplast.storage import Parts
 from neuroplast.tasks.prompts import PromptSet
 
+FEW = 5
+"""Prompts below which a mean by position is hardly one."""
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -36,6 +39,8 @@ class Evaluation:
         found, settings = self.criteria, self.criteria.settings
         kind = settings.ablation
         source = "" if kind == "zero" else f" of {found.n_reference} counterfactuals ({found.counterfactual or 'own'})"
+        if kind == "mean-by-position":
+            source += f", {found.smallest_group} or more a mean"
         places = ", ".join(self.circuit.positions) or "all"
         return (
             f"nodes are heads; a knocked-out head gives {kind}{source}; kept at positions: {places}; MLPs stay; "
@@ -49,6 +54,8 @@ class Evaluation:
         value = found.share.value
         if value is not None and value > 1:
             said.append(f"F(C)/F(M) is {value:.2f}, above 1: the circuit leaves out what works against it")
+        if found.settings.ablation == "mean-by-position" and (few := found.smallest_group) < FEW:
+            said.append(f"a mean by position is over as few as {few} of the reference prompts: give more")
         if (above := int((found.random >= found.level).sum())) > 0:
             said.append(f"{above} of {len(found.random)} random circuits of the same shape do as well or better")
         if failing := [need for need in found.needs if need.score.value is not None and need.score.value < PASSES]:
@@ -70,6 +77,7 @@ class Evaluation:
             "F": {name: estimate_document(getattr(found, name)) for name in ("model", "circuit", "nothing")},
             "faithfulness": estimate_document(found.faithfulness),
             "foil_faithfulness": estimate_document(found.foil_faithfulness),
+            "difference": estimate_document(found.difference),
             "normalised": estimate_document(found.normalised),
             "mean_of_ratios": estimate_document(found.mean_of_ratios),
             "spread": dict(found.spread),

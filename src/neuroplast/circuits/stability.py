@@ -99,10 +99,14 @@ def known_stability(provenance: Mapping[str, Any]) -> Mapping[str, Any] | None:
         return None
     for level in ("nodes", "edges"):
         match document.get(f"{level}_jaccard"):
-            case {"mean": None, "spread": None} | {
-                "mean": int() | float(),
-                "spread": [int() | float(), int() | float()],
-            }:
+            case (
+                None
+                | {"mean": None, "spread": None}
+                | {
+                    "mean": int() | float(),
+                    "spread": [int() | float(), int() | float()],
+                }
+            ):
                 pass
             case _:
                 return None
@@ -171,6 +175,12 @@ def _decide(discovery: Discovery, weights: Float[np.ndarray, "prompt"]) -> tuple
         passing = _passing(effects, weights, least / len(step.receivers))
         nodes |= found
         edges |= {edge.anywhere() for edge, passes in zip(measured, passing, strict=True) if passes}
+        # As in the discovery, a sender none of whose edges passes keeps its strongest.
+        sizes = dict(zip(measured, np.abs(effects @ weights).tolist(), strict=True))
+        led = {edge.source for edge, passes in zip(measured, passing, strict=True) if passes}
+        for source in {edge.source for edge in measured} - led:
+            strongest = max((edge for edge in measured if edge.source == source), key=sizes.__getitem__)
+            edges.add(strongest.anywhere())
     return nodes, edges
 
 

@@ -16,7 +16,12 @@ from neuroplast.report.style import KIND_COLOURS
 from neuroplast.storage import atomic_file, write_text
 
 EVALUATION_FILES = ("criteria.csv", "completeness.csv", "minimality.csv", "evaluation.png")
-KINDS = {"class": ("o", KIND_COLOURS["tuned"]), "random": (".", KIND_COLOURS["base"]), "greedy": ("D", "#d55e00")}
+KINDS = {
+    "none": ("s", "#333333"),
+    "class": ("o", KIND_COLOURS["tuned"]),
+    "random": (".", KIND_COLOURS["base"]),
+    "greedy": ("D", "#d55e00"),
+}
 """Marker and colour of a set K, by how it was chosen."""
 MIB = ": MIB's"
 """Marks what MIB publishes: its CPR takes the edges that help first, its CMD those with large scores."""
@@ -62,6 +67,8 @@ def criteria_rows(document: Document) -> list[Sequence[Any]]:
     add("F(∅)", document["F"]["nothing"], "LD with every head knocked out")
     add("faithfulness", document["faithfulness"], "F(C) / F(M), ratio of means")
     add("faithfulness to the foil", document["foil_faithfulness"], "the same of foil minus answer")
+    if "difference" in document:  # runs of earlier versions lack it
+        add("F(M) - F(C)", document["difference"], "what the circuit lacks, in logits")
     add("normalised faithfulness", document["normalised"], "(F(C) - F(∅)) / (F(M) - F(∅))")
     add("mean of ratios", document["mean_of_ratios"], "of the prompts' own F(C) / F(M)")
     for name, row in document["by_group"].items():
@@ -88,6 +95,8 @@ def criteria_rows(document: Document) -> list[Sequence[Any]]:
             note = f"mean pairwise Jaccard of {stability['resamples']} resamples; ends: 95 % of the pairs"
             rows.append((f"stability, {level}", found["mean"], low, high, note))
     edges = document.get("edges") or {}
+    if (chosen := edges.get("chosen")) and chosen["value"] is not None:
+        add("faithfulness of the chosen edges", chosen, "every other edge carries its source's counterfactual output")
     for ranking, curve in (("", edges), (", helping first", edges.get("helping")), (", random", edges.get("random"))):
         if curve and curve.get("n_scored"):
             note = "area under f over the share of edges" + MIB * ("helping" in ranking)

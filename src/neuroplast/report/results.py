@@ -198,6 +198,8 @@ class Stage:
     """Why it has none."""
     base_circuit: Estimate
     """Faithfulness of base's circuit in its model."""
+    base_circuit_foil: Estimate
+    """The same of foil minus answer, for a model that prefers the foil."""
     transfer: Estimate
     """Faithfulness of its circuit in base's model."""
     restoration: tuple[RestorationRow, ...]
@@ -355,6 +357,7 @@ def _stage(run: Path, folder: str, measures: Document, n_layers: int, n_heads: i
         circuit=circuit,
         why_no_circuit=measures["why"]["circuit"].text_or_none() if circuit is None else None,
         base_circuit=_own_estimate(criteria["base_circuit"]["faithfulness"]),
+        base_circuit_foil=_own_estimate(criteria["base_circuit"]["foil_faithfulness"]),
         transfer=_own_estimate(criteria["transfer"]["faithfulness"]),
         restoration=_restoration(measures["restoration"]),
         n_prompts=n_prompts.integer() if n_prompts else None,

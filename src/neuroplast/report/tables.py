@@ -80,7 +80,7 @@ _CIRCUIT_COLUMNS = (
         for name in (
             *("F_model", "F_circuit", "F_nothing", "faithfulness", "foil_faithfulness", "completeness_gap"),
             *("minimality_min", "stability_nodes", "stability_edges", "nodes_jaccard", "edges_jaccard"),
-            *("base_circuit_faithfulness", "transfer_faithfulness"),
+            *("base_circuit_faithfulness", "base_circuit_foil_faithfulness", "transfer_faithfulness"),
         )
         for end in ("", "_low", "_high")
     ),
@@ -101,7 +101,7 @@ def _circuit_row(stage: Stage) -> list[Cell]:
         judged += [criteria.foil_faithfulness, criteria.completeness_gap, criteria.minimality]
         judged += [criteria.stability, criteria.edge_stability]
         methodology = criteria.methodology
-    judged += [stage.nodes.shared, stage.edges.shared, stage.base_circuit, stage.transfer]
+    judged += [stage.nodes.shared, stage.edges.shared, stage.base_circuit, stage.base_circuit_foil, stage.transfer]
     cells = [cell for estimate in judged for cell in _cells(estimate)]
     floors = [stage.nodes.floor, stage.edges.floor, stage.edge_circuit_jaccard]
     return [*_point(stage), *counts, *floors, *cells, stage.why_no_circuit, methodology]

@@ -1,7 +1,8 @@
 """A stage's circuit: found anew in its model, judged there, and held against the base's.
 
 `circuit.json` is the circuit by path patching, `edges.json` the one by EAP-IG, `criteria.json` what was measured of
-them: the evaluation, the base's circuit in this model, and, of a recovered stage, its circuit in the base.
+them: the evaluation, the base's circuit in this model and, of a recovered stage and its control, its circuit in the
+base, each beside random circuits of the same shape; and how much of the model the chosen edges are.
 """
 
 from collections.abc import Callable, Mapping
@@ -12,8 +13,9 @@ from typing import Any
 import numpy as np
 
 from neuroplast.circuits.circuit import Circuit, jaccard
-from neuroplast.circuits.criteria import faithfulness, foil_faithfulness
+from neuroplast.circuits.criteria import faithfulness, foil_faithfulness, matched_random, share_of
 from neuroplast.circuits.discover import discover
+from neuroplast.circuits.edge_criteria import edge_faithfulness
 from neuroplast.circuits.edge_discovery import discover_edges
 from neuroplast.circuits.evaluate import circuit_document, estimate_document, evaluate
 from neuroplast.circuits.files import load_circuit, save_circuit
@@ -23,7 +25,7 @@ from neuroplast.errors import NothingFoundError, StorageError, UnsupportedModelE
 from neuroplast.interventions.ablation import build_ablation
 from neuroplast.interventions.knockout import run_knockouts
 from neuroplast.models.network import Network
-from neuroplast.observer import Observer
+from neuroplast.observer import Observer, about
 from neuroplast.statistics import Weights, bootstrap_weights, interval
 from neuroplast.storage import Parts, load_json, write_json
 from neuroplast.study.plan import StudyConfig
@@ -66,7 +68,7 @@ class CircuitStudy:
             folder: the point's folder.
             model: its model.
             base: the base's circuit; None while the base itself is measured, or where it has none.
-            load_base: gives the base's model, for a recovered stage.
+            load_base: gives the base's model, for a recovered stage and its control.
             weights_sha256: of the model.
         """
         if (folder / CRITERIA).is_file():
@@ -94,7 +96,9 @@ class CircuitStudy:
             document["base_circuit"] = self._faithfulness(model, base, parts, "base circuit")
             if load_base is not None and circuit is not None:
                 document["transfer"] = self._faithfulness(load_base(), circuit, parts, "transfer")
-        document["n_edges"] = len(edges.edges) if edges is not None else None
+        if edges is not None:
+            found = edge_faithfulness(model, edges, self.prompts, resamples=self.config.resamples, parts=parts)
+            document["edges"] = {"n": len(edges.edges), "faithfulness": estimate_document(found)}
         write_json(folder / CRITERIA, document)
         parts.remove()
 
@@ -138,13 +142,20 @@ class CircuitStudy:
 
         def measure() -> dict[str, Any]:
             ablation = build_ablation(model, self.prompts, reference=self.reference)
-            only = run_knockouts(model, self.prompts, [circuit.heads], ablation, keep=True)
-            return {"circuit": only[0], "model": run_knockouts(model, self.prompts, [()], ablation)[0]}
+            drawn = matched_random(circuit, self.config.circuit_random, self.config.seeds[0])
+            progress = about(self.observer.progress, name)
+            only = run_knockouts(model, self.prompts, [circuit.heads, *drawn], ablation, keep=True, progress=progress)
+            whole = run_knockouts(model, self.prompts, [()], ablation)[0]
+            return {"circuit": only[0], "random": only[1:], "model": whole}
 
         kept = {key: values.double().numpy() for key, values in parts.made(name, measure).items()}
+        inside, whole = kept["circuit"], kept["model"]
+        shares = [share_of(each, whole, self.weights).value for each in kept["random"]]
+        known = [share for share in shares if share is not None]
         return {
-            "faithfulness": estimate_document(faithfulness(kept["circuit"], kept["model"], self.weights)),
-            "foil_faithfulness": estimate_document(foil_faithfulness(kept["circuit"], kept["model"], self.weights)),
+            "faithfulness": estimate_document(faithfulness(inside, whole, self.weights)),
+            "foil_faithfulness": estimate_document(foil_faithfulness(inside, whole, self.weights)),
+            "random": {"n": len(known)} | ({"mean": float(np.mean(known)), "max": max(known)} if known else {}),
         }
 
 
@@ -183,6 +194,7 @@ def summary_document(found: Circuits) -> dict[str, Any] | None:
         "random_faithfulness": {name: judged["random"].get(name) for name in ("mean", "max", "n", "unit")},
         "stability": stability.get("nodes_jaccard"),
         "base_circuit": found.criteria.get("base_circuit"),
+        "edge_circuit": found.criteria.get("edges"),
         "methodology": judged["methodology"],
         "ci95": {name: row["ci95"] for name, row in rows.items()},
         "why": {name: row["why"] for name, row in rows.items() if row["value"] is None},
@@ -190,8 +202,12 @@ def summary_document(found: Circuits) -> dict[str, Any] | None:
 
 
 def overlap_document(found: Circuits, base: Circuits) -> dict[str, Any]:
-    """Jaccard of a stage's circuits with the base's, with intervals and the base's own noise floor."""
-    document: dict[str, Any] = {"ci95": {}, "why": {}, "floor": {}}
+    """Jaccard of a stage's circuits with the base's, with intervals and the base's own noise floor.
+
+    Circuits of resamples share less than those of all prompts do, since each errs on its own: `ci95` is of pairs of
+    resamples, and their mean, `resampled`, is what to hold against the floor.
+    """
+    document: dict[str, Any] = {"ci95": {}, "why": {}, "floor": {}, "resampled": {}}
     for level in ("nodes", "edges"):
         name = f"{level}_jaccard"
         if found.nodes is None or base.nodes is None:
@@ -205,13 +221,16 @@ def overlap_document(found: Circuits, base: Circuits) -> dict[str, Any]:
         if known and found is not base:
             low, high = interval(np.array(known))
             document["ci95"][name] = (float(low), float(high))
+            document["resampled"][name] = float(np.mean(known))
         if theirs:
             document["floor"][name] = theirs[name]["mean"]
     edges = None if found.edges is None or base.edges is None else found.edges.jaccard(base.edges, "edges")
     document["edge_circuit_jaccard"] = edges
+    if edges is None:
+        document["why"]["edge_circuit_jaccard"] = _missing(found, base, "edges")
     return document
 
 
-def _missing(found: Circuits, base: Circuits) -> str:
-    reasons = (each.criteria["why"].get("circuit") for each in (found, base))
+def _missing(found: Circuits, base: Circuits, name: str = "circuit") -> str:
+    reasons = (each.criteria["why"].get(name) for each in (found, base))
     return next((f"no circuit was found: {reason}" for reason in reasons if reason), "no circuit was found")

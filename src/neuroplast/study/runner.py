@@ -200,11 +200,12 @@ class _Run:
             )
         if wants_circuit:
             of_base = None if stage.kind == "base" else self._circuits_of("base")
+            clean = stage.kind in ("recovered", "control")
             self.circuits.measure(
                 folder,
                 model,
                 of_base.nodes if of_base else None,
-                (lambda: self._load(self.out / "stages/base/checkpoint")) if stage.kind == "recovered" else None,
+                (lambda: self._load(self.out / "stages/base/checkpoint")) if clean else None,
                 sha256,
             )
         write_json(folder / "measures.json", self._measures(stage, point))
