@@ -2,6 +2,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 from architectures import random_model
 from neuroplast.circuits.circuit import Circuit, Role
@@ -22,7 +23,7 @@ from neuroplast.interventions.knockout import run_knockouts
 from neuroplast.models.build import build_network
 from neuroplast.models.network import Network
 from neuroplast.statistics import bootstrap_weights
-from neuroplast.storage import Parts
+from neuroplast.storage import Parts, write_json
 from neuroplast.tasks.prompts import PromptSet
 
 FEW = CriteriaSettings(n_random=5, n_subsets=3, greedy_steps=2, greedy_draws=2, resamples=100)
@@ -99,6 +100,41 @@ def test_a_crowded_layer_takes_its_random_heads_from_the_nearest(circuit: Circui
     crowded = Circuit(circuit.shape, {Node("head", 2, head, "end"): -1.0 for head in range(3)})
     for nodes in matched_random(crowded, 5, seed=1):
         assert sorted(node.layer for node in nodes) == [1, 1, 2]
+
+
+def test_where_too_few_heads_are_left_no_random_circuit_is_drawn_and_the_reason_is_said(
+    gpt2: Network, named_prompts: PromptSet
+):
+    most = [Node("head", layer, head, "end") for layer in range(3) for head in range(4)][:7]
+    crowded = Circuit(shape_of(gpt2), dict.fromkeys(most, -1.0), positions=("end",))
+    assert matched_random(crowded, 5, seed=0) == []
+    found = evaluate(gpt2, crowded, named_prompts, n_random=5, n_subsets=1, greedy_steps=0, resamples=100)
+    assert found.document()["random"]["why"].startswith("more than half of the heads at @end")
+
+
+def test_heads_without_role_and_position_are_judged_one_by_one(gpt2: Network, named_prompts: PromptSet):
+    heads = [Node("head", 0, 1), Node("head", 1, 2), Node("head", 2, 0)]
+    found = measure_criteria(gpt2, Circuit(shape_of(gpt2), dict.fromkeys(heads)), named_prompts, settings=FEW)
+    assert all(need.given == () for need in found.needs)
+    assert "class" not in {gap.kind for gap in found.gaps}
+
+
+def test_an_ablation_that_the_reference_does_not_serve_is_null_with_its_reason(
+    gpt2: Network, circuit: Circuit, named_prompts: PromptSet
+):
+    short = named_prompts.pick((named_prompts.positions["end"] != 8).nonzero()[:, 0])
+    settings = replace(FEW, ablation="zero")
+    found = measure_criteria(gpt2, circuit, named_prompts, reference=short, settings=settings)
+    assert found.circuit.value is not None
+    for kind in ("mean-by-position", "resample"):
+        assert found.by_ablation[kind].value is None and "no prompt of template" in str(found.by_ablation[kind].why)
+
+
+def test_a_single_prompt_can_be_judged_and_written(gpt2: Network, circuit: Circuit, named_prompts: PromptSet, tmp_path):
+    one = named_prompts.pick(torch.tensor([0]))
+    found = evaluate(gpt2, circuit, one, n_random=2, n_subsets=1, greedy_steps=1, resamples=100).document()
+    assert found["spread"]["sd"] is None
+    write_json(tmp_path / "evaluation.json", found)
 
 
 def test_shares_of_nothing_are_undefined_and_say_why():

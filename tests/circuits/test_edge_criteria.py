@@ -10,7 +10,7 @@ import torch
 from handbuilt import MODELS
 from neuroplast.circuits import edge_criteria
 from neuroplast.circuits.circuit import Circuit
-from neuroplast.circuits.edge_criteria import FRACTIONS, edge_curve, random_edge_curve
+from neuroplast.circuits.edge_criteria import FRACTIONS, edge_curve, edge_faithfulness, random_edge_curve
 from neuroplast.circuits.edge_discovery import build_edge_circuit, discover_edges, select_edges
 from neuroplast.circuits.shape import shape_of
 from neuroplast.components import parse_edge, parse_node
@@ -54,6 +54,19 @@ def known_circuit(network: Network, first: bool) -> Circuit:
     graph = build_edge_graph(network)
     needed = graph.mask(map(parse_edge, NEEDED))
     return scored(network, torch.where(needed == first, 2.0, 1.0) * graph.exists)
+
+
+def test_the_chosen_edges_are_judged_whatever_their_scores(network: Network, apart: PromptSet):
+    graph = build_edge_graph(network)
+    chosen = graph.exists & (torch.rand(graph.exists.shape, generator=torch.Generator().manual_seed(3)) < 0.7)
+    none, whole, inside = run_edge_circuits(network, apart, [torch.zeros_like(chosen), graph.exists, chosen])
+    circuit = build_edge_circuit(shape_of(network), graph, chosen, torch.zeros(chosen.shape), graph.exists, {})
+    found = edge_faithfulness(network, circuit, apart, resamples=100)
+    if found.value is None:
+        assert "includes 0" in str(found.why)
+    else:
+        assert found.value == pytest.approx(float((inside - none).mean() / (whole - none).mean()), abs=1e-4)
+    assert edge_faithfulness(network, Circuit(circuit.shape, {}), apart).value is None
 
 
 @pytest.mark.parametrize("select", ["top-n", "greedy"])

@@ -71,6 +71,20 @@ def test_screening_changes_nothing_that_is_found(llama: Network, many_prompts: P
     assert dict(fast.circuit.edges) == pytest.approx(dict(slow.circuit.edges), abs=1e-5)
 
 
+def test_heads_that_act_on_the_later_prompts_alone_are_not_cut_by_screening(llama: Network, many_prompts: PromptSet):
+    same = torch.arange(40)[:, None] < 20
+    sorted_prompts = replace(many_prompts, counterfactual=many_prompts.clean.where(same, many_prompts.counterfactual))
+    fast = discover_paths(llama, sorted_prompts, settings=PathSettings(0.05))
+    slow = discover_paths(llama, sorted_prompts, settings=PathSettings(0.05, screen=False))
+    assert fast.circuit.nodes and set(fast.circuit.nodes) == set(slow.circuit.nodes)
+
+
+def test_end_is_a_position_of_the_circuit_whatever_was_asked_for(llama: Network, many_prompts: PromptSet):
+    found = discover_paths(llama, many_prompts, settings=PathSettings(0.05, positions=("a",)))
+    assert found.circuit.positions == ("a", "end")
+    assert found.circuit.universe("nodes") == 2 * llama.n_layers * llama.n_heads
+
+
 def test_a_discovery_goes_on_where_it_was_interrupted(llama: Network, many_prompts: PromptSet, tmp_path):
     whole = discover_paths(llama, many_prompts, threshold=0.05)
     steps = []

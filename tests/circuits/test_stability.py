@@ -3,7 +3,7 @@ import pytest
 
 from neuroplast.circuits.circuit import Circuit, Shape
 from neuroplast.circuits.path_discovery import LOGITS, Discovery, PathSettings, Step
-from neuroplast.circuits.stability import agreement, path_stability
+from neuroplast.circuits.stability import agreement, known_stability, path_stability
 from neuroplast.components import Edge, parse_node
 from neuroplast.errors import InputError
 
@@ -27,6 +27,25 @@ def test_agreement_is_the_mean_jaccard_of_the_pairs():
     members = np.array([[1, 1, 0], [1, 0, 0], [1, 1, 1]], dtype=bool)
     assert agreement(members).mean == pytest.approx((1 / 2 + 2 / 3 + 1 / 3) / 3)
     assert agreement(np.zeros((3, 2), dtype=bool)).mean is None
+
+
+@pytest.mark.parametrize(
+    "stability",
+    [
+        [1],
+        "x",
+        {"nodes_jaccard": {"mean": 1}},
+        {"resamples": 2, "nodes_jaccard": {"mean": 1, "spread": [0]}, "edges_jaccard": None},
+        {"resamples": "2", "nodes_jaccard": None, "edges_jaccard": None},
+    ],
+)
+def test_what_a_file_calls_stability_is_not_taken_on_trust(stability):
+    assert known_stability({"stability": stability}) is None
+
+
+def test_what_we_write_as_stability_is_known_again():
+    document = path_stability(discovery(np.zeros(20))).document()
+    assert known_stability({"stability": document}) == document
 
 
 def test_what_always_passes_is_always_there():

@@ -77,6 +77,11 @@ def test_an_edge_circuit_has_its_curve(tmp_path, monkeypatch, capsys):
     edges = load_json(tmp_path / "e" / "evaluation.json")["edges"]
     assert edges["n_scored"] == 1519 and edges["cmd"]["value"] is not None
     assert edges["faithfulness"][-1]["value"] == pytest.approx(1, abs=1e-3)
+    assert edges["helping"]["rank"] == "helping" and edges["random"]["rank"] == "random"
+    assert all(edges[name]["cpr"]["value"] is not None for name in ("helping", "random"))
+    assert edges["chosen"]["ci95"] is not None
+    rows = (tmp_path / "e" / "criteria.csv").read_text()
+    assert "edges, CMD" in rows and "edges, helping first, CPR" in rows and "edges, random, CMD" in rows
 
 
 @pytest.mark.parametrize(
@@ -99,6 +104,7 @@ def test_a_wrong_discovery_is_one_clear_line(arguments, said, tmp_path, monkeypa
     assert run(monkeypatch, *wrong) == 2
     message = capsys.readouterr().err
     assert said in message and message.count("\n") == 1
+    assert not (tmp_path / "o" / "discover.json").exists(), "the folder is free for another attempt"
 
 
 TINY = '{"cfg": {"n_layers": 4, "n_heads": 8, "d_model": 128}, '
