@@ -15,14 +15,17 @@ edges to the single receivers are measured next, and kept when the interval excl
 `threshold` × |LD| ÷ the number of receivers that were patched together: one of them must carry that much, if their
 effects add up. Where none passes, the strongest one is kept.
 
-Most heads do nothing, so each step begins with a few prompts, drawn at random, and goes on to more (`SCREENS`): a
-sender whose mean lies so many standard errors below the threshold that chance makes it one time in a thousand is cut;
-in all screens together, three times at most.
+Most heads do nothing, so each step begins with some prompts, drawn at random, of every template and group in turn,
+and goes on to more (`SCREENS`): a sender whose mean lies so many standard errors below the threshold that chance makes
+it one time in a thousand is cut, if its effects are spread like a normal variable. A head that acts on few prompts only
+can be missed all the same: one that acts on a tenth of them at random, on none of the first 16 in 19 cases of 100.
+`screen` = False tries every head on every prompt.
 
 Sign: effect = LD(patched) - LD(clean), in logits; a node's score is its effect in the step that found it, the one
 nearest to the logits. Deviation from the paper: none of the steps is chosen by eye.
 """
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -50,7 +53,7 @@ from neuroplast.tasks.prompts import PromptSet
 LOGITS = Node("logits", position="end")
 FEWEST = 8
 """Prompts below which nothing is looked for."""
-SCREENS = ((4, 10.21), (12, 4.02), (32, 3.37))
+SCREENS = ((16, 3.73), (32, 3.37))
 """Prompts of each screening, and the standard errors that decide: the 99.9 % point of Student's t."""
 
 
@@ -206,8 +209,8 @@ class _Search:
         self.positions: tuple[str, ...] = chosen
         self.weights = bootstrap_weights(len(prompts), settings.seed, settings.resamples)
         self.screens = [each for each in SCREENS if settings.screen and 2 * each[0] <= len(prompts)]
-        self.order = torch.from_numpy(np.random.default_rng(settings.seed).permutation(len(prompts)))
-        """The prompts as they are drawn: whatever order they were given in, those of a screen are a random sample."""
+        self.order = torch.tensor(_drawn(prompts, settings.seed))
+        """The prompts as they are drawn: whatever order they were given in, those of a screen are a fair sample."""
         self.pairs = Pairs(model, memory)
         self.steps: list[Step] = []
         self.scores: dict[Node, float] = {}
@@ -437,3 +440,15 @@ class _Search:
         # END is always looked at.
         positions = self.positions if not self.positions or "end" in self.positions else (*self.positions, "end")
         return Circuit(shape_of(self.model), self.scores, self.edges, positions=positions, provenance=provenance)
+
+
+def _drawn(prompts: PromptSet, seed: int) -> list[int]:
+    """The prompts in random order, of every template and group one before any gives a second."""
+    turns: Counter[tuple[str, str]] = Counter()
+    found: list[tuple[int, int]] = []
+    for row in np.random.default_rng(seed).permutation(len(prompts)).tolist():
+        record = prompts.records[row] if prompts.records else None
+        key = (record.template, record.group) if record else ("", "")
+        found.append((turns[key], row))
+        turns[key] += 1
+    return [row for _, row in sorted(found, key=lambda each: each[0])]

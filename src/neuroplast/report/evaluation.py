@@ -77,7 +77,7 @@ def criteria_rows(document: Document) -> list[Sequence[Any]]:
         add(f"faithfulness, ablation {name}", row["faithfulness"], "F(C) / F(M)")
     random = document["random"]
     if not random["n"]:
-        rows.append(("random circuits", None, None, None, random["why"]))
+        rows.append(("random circuits", None, None, None, random.get("why")))
     else:
         note = f"{random['unit']} of {random['n']} matched random circuits"
         rows.append(("random circuits, mean", random["mean"], None, None, note))
