@@ -6,16 +6,11 @@ import torch
 
 from architectures import random_model
 from neuroplast.circuits.circuit import Circuit, Role
-from neuroplast.circuits.criteria import (
-    CriteriaSettings,
-    faithfulness,
-    foil_faithfulness,
-    matched_random,
-    measure_criteria,
-    quotient,
-)
+from neuroplast.circuits.criteria import CriteriaSettings, measure_criteria
 from neuroplast.circuits.evaluate import evaluate
+from neuroplast.circuits.random_circuits import matched_random
 from neuroplast.circuits.shape import shape_of
+from neuroplast.circuits.shares import faithfulness, foil_faithfulness, quotient
 from neuroplast.components import Node, parse_node
 from neuroplast.errors import InputError
 from neuroplast.interventions.ablation import build_ablation

@@ -75,7 +75,7 @@ def test_a_circuit_that_cannot_be_pruned_is_refused(network: Network, named_prom
     prompts = named_prompts.pick(torch.tensor([0]))
     circuit = discover_edges(network, prompts, method="eap", n=20)
     for wrong, message in (
-        (replace(circuit, shape=replace(circuit.shape, n_layers=4)), "which has other parts than"),
+        (replace(circuit, shape=replace(circuit.shape, n_layers=4)), "does not fit .*: layers 4 and 3"),
         (replace(circuit, edges={}), "no edges to prune"),
         (replace(circuit, edges={parse_edge("a0.h1@end->a2.h0<q>@end"): 1.0}), "stands at a position"),
     ):

@@ -7,7 +7,7 @@ value that head 23.3 reads at S2, wherever the head itself stands.
 Scores are signed: LD(patched) - LD(clean), so a negative one says that the part helps the task.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeVar
 
@@ -249,3 +249,10 @@ def jaccard(first: Iterable[Any], second: Iterable[Any]) -> float | None:
 def order_of(node: Node) -> tuple[float, int, str]:
     """A key that sorts nodes in the order of the forward pass."""
     return node.depth, node.head or 0, node.position or ""
+
+
+def nodes_of(edges: Iterable[Edge]) -> Iterator[Node]:
+    """The nodes at the ends of some edges."""
+    for edge in edges:
+        yield edge.source
+        yield replace(edge.destination, channel=None)

@@ -24,21 +24,23 @@ success: the circuit leaves out what works against it.
 
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
 from neuroplast.circuits.circuit import Circuit
+from neuroplast.circuits.random_circuits import matched_random
 from neuroplast.circuits.roles import MOVERS
+from neuroplast.circuits.shares import faithfulness, foil_faithfulness, quotient, share_of, undefined
 from neuroplast.components import Node
 from neuroplast.errors import InputError, StorageError, unknown_name
 from neuroplast.interventions.ablation import ABLATIONS, Ablation, build_ablation, group_keys
 from neuroplast.interventions.knockout import Worlds, run_knockouts
 from neuroplast.models.network import Network
 from neuroplast.observer import Told, about
-from neuroplast.statistics import RESAMPLES, Estimate, Weights, bootstrap_weights, estimate, estimate_mean
+from neuroplast.statistics import RESAMPLES, Estimate, Weights, bootstrap_weights, estimate_mean
 from neuroplast.storage import Parts
 from neuroplast.tasks.prompts import PromptSet
 
@@ -154,8 +156,6 @@ class Criteria:
     """Completeness by set."""
     needs: tuple[Need, ...]
     """Minimality by node."""
-    logit_diffs: Mapping[str, np.ndarray] = field(default_factory=dict[str, np.ndarray])
-    """LD prompt by prompt, of `model`, `circuit` and `nothing`."""
 
     @property
     def completeness_gap(self) -> Estimate:
@@ -242,43 +242,6 @@ def classes_of(circuit: Circuit) -> dict[str, tuple[Node, ...]]:
     return {name: tuple(nodes) for name, nodes in found.items()}
 
 
-def matched_random(circuit: Circuit, n: int, seed: int) -> list[tuple[Node, ...]]:
-    """Random circuits with as many heads in the same layers and at the same positions, none of them the circuit's.
-
-    Where a layer has too few other heads, the nearest layers give theirs; none are drawn where the model has too few.
-    """
-    rng = np.random.default_rng(seed)
-    own = set(circuit.heads)
-    shape = circuit.shape
-    if crowded_position(circuit) is not None:
-        return []
-    drawn: list[tuple[Node, ...]] = []
-    for _ in range(n):
-        taken: set[Node] = set()
-        for node in circuit.heads:
-            layer = node.layer or 0
-            for distance in range(shape.n_layers):
-                near = [at for at in {layer - distance, layer + distance} if 0 <= at < shape.n_layers]
-                free = [
-                    other
-                    for at in sorted(near)
-                    for head in range(shape.n_heads)
-                    if (other := Node("head", at, head, node.position)) not in own and other not in taken
-                ]
-                if free:
-                    taken.add(free[int(rng.integers(len(free)))])
-                    break
-        drawn.append(tuple(sorted(taken, key=str)))
-    return drawn
-
-
-def crowded_position(circuit: Circuit) -> str | None:
-    """Where no circuit of other heads can be as large as this one: more than half of the heads belong to it."""
-    counts = Counter(node.position for node in circuit.heads)
-    most = circuit.shape.n_layers * circuit.shape.n_heads // 2
-    return next((f"@{name}" if name else "all positions" for name, n in counts.items() if n > most), None)
-
-
 class _Judge:
     def __init__(
         self,
@@ -345,7 +308,6 @@ class _Judge:
             random=ratios,
             gaps=gaps,
             needs=needs,
-            logit_diffs={"model": whole, "circuit": inside, "nothing": nothing},
         )
 
     def _ablation(self, kind: str) -> Ablation:
@@ -481,48 +443,6 @@ class _Judge:
         found = estimate_mean(self._weights_of(np.flatnonzero(large)), inside[large] / whole[large])
         left_out = int((~large).sum())
         return Estimate(found.value, found.ci95, f"{left_out} prompts with |LD(M)| below 10 % of its mean left out")
-
-
-def faithfulness(inside: np.ndarray, whole: np.ndarray, weights: Weights) -> Estimate:
-    """F(C) ÷ F(M) with its interval, prompts resampled together; undefined where F(M) is not above 0."""
-    if (reason := undefined(whole, weights)) is not None:
-        return Estimate(None, None, reason)
-    return quotient(inside, whole, weights, "F(M)")
-
-
-def foil_faithfulness(inside: np.ndarray, whole: np.ndarray, weights: Weights) -> Estimate:
-    """The same of logit(foil) - logit(answer), for a model that was poisoned towards the foil."""
-    if undefined(-whole, weights) is not None:
-        return Estimate(None, None, "the model does not prefer the foil")
-    return quotient(inside, whole, weights, "F(M)")
-
-
-def share_of(inside: np.ndarray, whole: np.ndarray, weights: Weights) -> Estimate:
-    """Of the two, the one that is defined: a model gives the answer or the foil."""
-    foil = foil_faithfulness(inside, whole, weights)
-    return foil if foil.value is not None else faithfulness(inside, whole, weights)
-
-
-def undefined(whole: np.ndarray, weights: Weights) -> str | None:
-    """Why shares of F(M) mean nothing, if so."""
-    found = estimate_mean(weights, whole)
-    if found.value is None or found.ci95 is None:
-        return f"undefined: F(M) is not known: {found.why}"
-    low, high = found.ci95
-    return f"undefined: F(M) {found.value:.3g} [{low:.3g}, {high:.3g}] is not above 0" if low <= 0 else None
-
-
-def quotient(top: np.ndarray, bottom: np.ndarray, weights: Weights, name: str, absolute: bool = False) -> Estimate:
-    """A ratio of means over prompts with its interval; undefined where the interval of the lower one includes 0."""
-    below = estimate_mean(weights, bottom)
-    if below.ci95 is None or below.ci95[0] <= 0 <= below.ci95[1]:
-        return Estimate(None, None, f"undefined: the interval of {name} includes 0")
-
-    def ratio(rows: np.ndarray) -> np.ndarray:
-        found = (rows @ top) / (rows @ bottom)
-        return np.abs(found) if absolute else found
-
-    return estimate(weights, ratio)
 
 
 def _spread(values: np.ndarray) -> dict[str, float | None]:

@@ -28,9 +28,10 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from neuroplast.circuits.circuit import Circuit
-from neuroplast.circuits.criteria import quotient
 from neuroplast.circuits.edge_discovery import select_edges
+from neuroplast.circuits.files import require_model
 from neuroplast.circuits.shape import shape_of
+from neuroplast.circuits.shares import quotient
 from neuroplast.components import Edge
 from neuroplast.errors import InputError, unknown_name
 from neuroplast.interventions.chunks import Progress
@@ -131,7 +132,7 @@ def edge_curve(
         UnsupportedModelError: when the model's edges cannot be told apart.
     """
     _require_settings(select, rank, fractions)
-    _require_fit(model, circuit)
+    require_model(circuit, shape_of(model))
     curve = _Curve(model, prompts, select, fractions, resamples, seed, memory, parts or Parts(), progress)
     name, ranked = str(circuit.provenance.get("method") or "edges"), _ranked(circuit)
     if not curve.knows(len(ranked)):
@@ -218,7 +219,7 @@ def edge_faithfulness(
         InputError: for a circuit of another model, or a budget that is too small.
         UnsupportedModelError: when the model's edges cannot be told apart.
     """
-    _require_fit(model, circuit)
+    require_model(circuit, shape_of(model))
     edges = [edge for edge in circuit.edges if edge.source.position is None and edge.destination.position is None]
     if not edges or circuit.provenance.get("method") == "path patching":
         return Estimate(None, None, "the circuit has no edges of the whole model, only paths at positions")
@@ -232,11 +233,6 @@ def edge_faithfulness(
     empty, whole, inside = kept
     weights = bootstrap_weights(len(prompts), seed, resamples)
     return quotient(inside - empty, whole - empty, weights, "m(M) - m(∅)")
-
-
-def _require_fit(model: Network, circuit: Circuit) -> None:
-    if not shape_of(model).fits(circuit.shape):
-        raise InputError(f"the circuit is one of {circuit.shape.name}, which has other parts than {model.name}")
 
 
 class _Curve:

@@ -27,9 +27,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from neuroplast.circuits.circuit import SIGN, Circuit, Shape
-from neuroplast.circuits.edge_pruning import nodes_of, prune_edges, require_positive
-from neuroplast.circuits.shape import require_difference, shape_of
+from neuroplast.circuits.circuit import SIGN, Circuit, Shape, nodes_of
+from neuroplast.circuits.edge_pruning import prune_edges
+from neuroplast.circuits.shape import require_difference, require_positive, shape_of
 from neuroplast.circuits.stability import RESAMPLES, agreement
 from neuroplast.components import Edge, Node, parse_edge
 from neuroplast.errors import InputError, NothingFoundError, unknown_name

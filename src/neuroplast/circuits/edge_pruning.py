@@ -12,7 +12,7 @@ sources; here the weakest score comes first. Many edges are tried at once on a g
 ones, and again where the guess was wrong: each is decided as if they had been tried one by one.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,9 +20,9 @@ import torch
 from torch import Tensor
 
 from neuroplast.behaviour import measure_behaviour
-from neuroplast.circuits.circuit import Circuit
-from neuroplast.circuits.shape import require_difference, shape_of
-from neuroplast.components import Edge, Node
+from neuroplast.circuits.circuit import Circuit, nodes_of
+from neuroplast.circuits.files import require_model
+from neuroplast.circuits.shape import require_difference, require_positive, shape_of
 from neuroplast.errors import InputError, NothingFoundError
 from neuroplast.interventions.edge_knockout import VARIANTS, CircuitRun
 from neuroplast.interventions.edges import EdgeGraph, build_edge_graph
@@ -67,9 +67,8 @@ def prune_edges(
     """
     require_positive("tau", tau)
     require_prompts(prompts)
-    shape, graph, parts = shape_of(model), build_edge_graph(model), parts or Parts()
-    if not shape.fits(circuit.shape):
-        raise InputError(f"the circuit is one of {circuit.shape.name}, which has other parts than {model.name}")
+    graph, parts = build_edge_graph(model), parts or Parts()
+    require_model(circuit, shape_of(model))
     if not circuit.edges:
         raise InputError("the circuit has no edges to prune: give one that was found by its edges")
     mask = graph.mask(circuit.edges)
@@ -183,20 +182,3 @@ def _prune_destination(run: CircuitRun, column: int, rows: Sequence[int], least:
     if removed:
         run.become(kept)
     return removed
-
-
-def require_positive(name: str, value: Any) -> None:
-    """Refuses a setting that is no share of |LD|.
-
-    Raises:
-        InputError: when it is no positive number.
-    """
-    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < float("inf"):
-        raise InputError(f"{name} must be a positive number, a share of |LD| such as 0.005, got {value!r}")
-
-
-def nodes_of(edges: Iterable[Edge]) -> Iterator[Node]:
-    """The nodes at the ends of some edges."""
-    for edge in edges:
-        yield edge.source
-        yield replace(edge.destination, channel=None)

@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 
 from neuroplast.circuits.circuit import LEVELS, Circuit
-from neuroplast.circuits.criteria import PASSES, Criteria, CriteriaSettings, crowded_position, measure_criteria
+from neuroplast.circuits.criteria import PASSES, Criteria, CriteriaSettings, measure_criteria
 from neuroplast.circuits.files import require_model
+from neuroplast.circuits.random_circuits import crowded_position
 from neuroplast.circuits.shape import shape_of
 from neuroplast.circuits.stability import known_stability
 from neuroplast.errors import unknown_name

@@ -1,10 +1,12 @@
 """What a circuit keeps of its model, and the logit difference that its thresholds are shares of."""
 
+from typing import Any
+
 import numpy as np
 from jaxtyping import Float
 
 from neuroplast.circuits.circuit import Shape
-from neuroplast.errors import NothingFoundError
+from neuroplast.errors import InputError, NothingFoundError
 from neuroplast.models.network import Network
 from neuroplast.statistics import Weights, bootstrap_weights, interval
 
@@ -31,3 +33,13 @@ def require_difference(clean: Float[np.ndarray, "prompt"], weights: Weights | No
             "shares of LD mean nothing"
         )
     return abs(float(clean.mean()))
+
+
+def require_positive(name: str, value: Any) -> None:
+    """Refuses a setting that is no share of |LD|.
+
+    Raises:
+        InputError: when it is no positive number.
+    """
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < float("inf"):
+        raise InputError(f"{name} must be a positive number, a share of |LD| such as 0.005, got {value!r}")

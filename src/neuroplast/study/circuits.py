@@ -13,13 +13,14 @@ from typing import Any
 import numpy as np
 
 from neuroplast.circuits.circuit import Circuit, jaccard
-from neuroplast.circuits.criteria import faithfulness, foil_faithfulness, matched_random, share_of
 from neuroplast.circuits.discover import discover
 from neuroplast.circuits.edge_criteria import edge_faithfulness
 from neuroplast.circuits.edge_discovery import discover_edges
 from neuroplast.circuits.evaluate import circuit_document, estimate_document, evaluate
 from neuroplast.circuits.files import load_circuit, save_circuit
+from neuroplast.circuits.random_circuits import matched_random
 from neuroplast.circuits.shape import shape_of
+from neuroplast.circuits.shares import faithfulness, foil_faithfulness, share_of
 from neuroplast.circuits.stability import drawn_sets
 from neuroplast.errors import NothingFoundError, StorageError, UnsupportedModelError
 from neuroplast.interventions.ablation import build_ablation
