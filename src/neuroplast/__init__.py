@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from neuroplast.interventions.activation_patching import activation_patch
     from neuroplast.interventions.edge_attribution import attribute_edges
     from neuroplast.interventions.edge_patching import patch_edges
+    from neuroplast.interventions.ledger import build_ledger
     from neuroplast.interventions.path_patching import path_patch
     from neuroplast.models.build import build_network
     from neuroplast.models.sources import list_models, load_model
@@ -42,6 +43,7 @@ __all__ = [
     "activation_patch",
     "attribute_edges",
     "build_config",
+    "build_ledger",
     "build_network",
     "discover",
     "draw_circuit",
@@ -74,6 +76,7 @@ _HOMES = {
     "activation_patch": "interventions.activation_patching",
     "attribute_edges": "interventions.edge_attribution",
     "build_config": "study",
+    "build_ledger": "interventions.ledger",
     "build_network": "models.build",
     "discover": "circuits.discover",
     "draw_circuit": "report.circuit",

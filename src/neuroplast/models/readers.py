@@ -102,13 +102,17 @@ def find_reader(network: Network, layer: int) -> Reader:
 
     return Reader(
         _find_norm(network, layer, read_attention, "its heads read"),
-        _find_projections(network, layer),
+        find_projections(network, layer),
         _find_norm(network, layer, read_mlp, "its MLP reads"),
     )
 
 
-def _find_projections(network: Network, layer: int) -> Mapping[ReadChannel, Projection]:
-    """Where queries, keys and values are made; found once, because training changes weights and not structure."""
+def find_projections(network: Network, layer: int) -> Mapping[ReadChannel, Projection]:
+    """Finds where queries, keys and values are made; once, because training changes weights and not structure.
+
+    Raises:
+        UnsupportedModelError: when they are not each made by one linear map.
+    """
     if layer in network.projections:
         return network.projections[layer]
     call = network.parts.calls[layer]
