@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from neuroplast.errors import NeuroplastError
     from neuroplast.evaluation import EvaluateConfig, run_evaluate
     from neuroplast.interventions.activation_patching import activation_patch
+    from neuroplast.interventions.cross_model import cross_patch
     from neuroplast.interventions.edge_attribution import attribute_edges
     from neuroplast.interventions.edge_patching import patch_edges
     from neuroplast.interventions.ledger import build_ledger
@@ -45,6 +46,7 @@ __all__ = [
     "build_config",
     "build_ledger",
     "build_network",
+    "cross_patch",
     "discover",
     "draw_circuit",
     "edge_curve",
@@ -78,6 +80,7 @@ _HOMES = {
     "build_config": "study",
     "build_ledger": "interventions.ledger",
     "build_network": "models.build",
+    "cross_patch": "interventions.cross_model",
     "discover": "circuits.discover",
     "draw_circuit": "report.circuit",
     "edge_curve": "circuits.edge_criteria",

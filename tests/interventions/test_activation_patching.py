@@ -4,31 +4,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from architectures import random_model
-from neuroplast.components import Node
 from neuroplast.errors import InputError
 from neuroplast.interventions.activation_patching import activation_patch
 from neuroplast.models.network import Network
 from neuroplast.tasks.prompts import PromptSet
 from oracle import Oracle, activation_effect, prompts_of
+from places import sites
 
 FEW = settings(
     max_examples=15, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
-positions = st.sampled_from([None, "a", "b", "end", "3"])
-layers = st.sampled_from(range(3))
-heads = st.builds(
-    Node,
-    st.just("head"),
-    layers,
-    st.sampled_from(range(4)),
-    positions,
-    st.sampled_from([None, "q", "k", "v", "pattern"]),
-)
-blocks = st.builds(
-    lambda kind, layer, at: Node(kind, layer, position=at),
-    st.sampled_from(["attention", "mlp", "residual"]), layers, positions,
-)  # fmt: skip
-sites = st.lists(st.one_of(heads, heads, blocks), min_size=1, max_size=3, unique=True).map(tuple)
 
 
 def compare(fast, family, prompts, into="clean"):

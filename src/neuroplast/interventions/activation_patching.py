@@ -12,6 +12,7 @@ Sign: effect = LD(patched) - LD(unpatched), in logits.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from jaxtyping import Bool, Float
@@ -78,7 +79,7 @@ def activation_patch(
     by_start: dict[frozenset[str | None], list[int]] = {}
     for number, group in enumerate(groups):
         by_start.setdefault(frozenset(node.position for node in group), []).append(number)
-    places: set[Place] = {_place(node) for group in groups for node in group}
+    places: set[Place] = {place_of(node) for group in groups for node in group}
 
     def work(chunk: Chunk, copies: int, tick: Callable[[], None]) -> None:
         pair = Pair(model, chunk, BASE_PLACES, places, into=into)
@@ -87,7 +88,7 @@ def activation_patch(
             where = {position: chunk.where(position) for position in positions}
             for first in range(0, len(numbers), copies):
                 part = numbers[first : first + copies]
-                found = _patch(pair, {number: groups[number] for number in part}, where, tick)
+                found = patch_groups(pair, {number: groups[number] for number in part}, where, tick)
                 for number, effect in found.items():
                     effects[number, chunk.rows] = effect.cpu()
 
@@ -100,13 +101,25 @@ def activation_patch(
 
 
 @torch.no_grad()
-def _patch(
+def patch_groups(
     pair: Pair,
     groups: Mapping[int, Group],
     where: Mapping[str | None, Bool[Tensor, "prompt pos"]],
     tick: Callable[[], None],
+    beside: Callable[[Node, Window], Sequence[Edit]] = lambda _, __: (),
 ) -> dict[int, Float[Tensor, "prompt"]]:
-    """The effects of groups that stand at the same positions, by the groups' numbers."""
+    """The effects of groups that stand at the same positions.
+
+    Args:
+        pair: the run that is patched, and the one whose values are patched in.
+        groups: the groups, by number.
+        where: the mask of each position that is named in them.
+        tick: called after each layer.
+        beside: gives what else is edited for a node, at the positions of a window, each with one copy.
+
+    Returns:
+        LD(patched) - LD(unpatched) of each group, by its number; groups that stand nowhere are left out.
+    """
     at = torch.stack(list(where.values())).any(dim=0)
     if not bool(at.any()):
         return {}
@@ -120,8 +133,10 @@ def _patch(
         found: list[Edit] = []
         for row, number in enumerate(members):
             for node in (node for node in groups[number] if (node.layer or 0) == layer):
-                value = _values(pair.model, pair.source, node, window)[:, None]
-                found.append(Edit(_place(node), seen[node.position], value, node.head, slice(row, row + 1)))
+                value = at_positions(values_of(pair.model, pair.source, node), window.positions)[:, None]
+                mine = Edit(place_of(node), seen[node.position], value, node.head, slice(row, row + 1))
+                more = beside(node, window)
+                found += [mine, *(replace(edit, where=mine.where, copies=mine.copies) for edit in more)]
         return found
 
     limit = copies_at_once(pair.model, window.positions)
@@ -132,18 +147,17 @@ def _patch(
     return effects
 
 
-def _place(node: Node) -> Place:
+def place_of(node: Node) -> Place:
+    """The place of a layer where a node's value stands."""
     return PLACE_OF[node.channel or node.kind]
 
 
-def _values(model: Network, source: Recording, node: Node, window: Window) -> Float[Tensor, "prompt window d"]:
-    """What stands at a node in the other run."""
-    place = _place(node)
-    kept: Tensor = getattr(source, place)[node.layer or 0]
+def values_of(model: Network, run: Recording, node: Node) -> Float[Tensor, "prompt pos d"]:
+    """What stands at a node in a run, at every position."""
+    place = place_of(node)
+    kept: Tensor = getattr(run, place)[node.layer or 0]
     if place == "z":
-        kept = kept[:, :, node.head]
-    elif place in ("key", "value"):
-        kept = kept[:, model.kv_head(node.head or 0)]
-    elif place in ("query", "pattern"):
-        kept = kept[:, node.head]
-    return at_positions(kept, window.positions)
+        return kept[:, :, node.head]
+    if place in ("key", "value"):
+        return kept[:, model.kv_head(node.head or 0)]
+    return kept[:, node.head] if place in ("query", "pattern") else kept

@@ -1,4 +1,4 @@
-"""The clean and the counterfactual run of a chunk of prompts: what every intervention starts from."""
+"""The two runs of a chunk of prompts that an intervention starts from: clean and counterfactual, or of two models."""
 
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -24,6 +24,7 @@ class Pair:
         source: Iterable[Place],
         *,
         into: str = "clean",
+        donor: Network | None = None,
         edits: Mapping[int, Sequence[Edit]] | None = None,
     ) -> None:
         """Runs both.
@@ -34,16 +35,22 @@ class Pair:
             base: what to keep of the run that is patched.
             source: what to keep of the other.
             into: which run is patched, `clean` or `counterfactual`.
+            donor: the model that runs the same prompts instead of the other ones; `counterfactual` is its LD then.
             edits: replacements in both runs, by layer.
         """
         self.model, self.chunk = model, chunk
         tokens = (chunk.prompts.clean, chunk.prompts.counterfactual)
         of_base, of_source = tokens if into == "clean" else tokens[::-1]
+        if donor is not None:
+            of_source = of_base
         self.base: Recording = record(model, of_base, base, edits=edits)
         """The run that is patched."""
-        self.source: Recording = record(model, of_source, source, edits=edits)
+        self.source: Recording = record(donor or model, of_source, source, edits=edits)
         """The run whose values are patched in."""
-        differences = [self.difference(self.final(run)[:, None])[:, 0] for run in (self.base, self.source)]
+        differences = [
+            logit_difference(each, self.final(run)[:, None], chunk.prompts)[:, 0]
+            for each, run in ((model, self.base), (donor or model, self.source))
+        ]
         self.unpatched: Tensor = differences[0]
         """LD of the base run, by prompt."""
         self.clean, self.counterfactual = differences if into == "clean" else differences[::-1]

@@ -16,7 +16,7 @@ the matrix products, and a bound on the memory.
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
 import torch
@@ -76,16 +76,18 @@ class Edit:
     """Which query head, for `query`, `key`, `value`, `pattern` and `z`."""
     copies: slice = field(default_factory=lambda: slice(None))
     """Which copies."""
+    adds: bool = False
+    """Whether the value is added to what stands there, instead."""
 
     def tail(self, n: int) -> "Edit":
         """The same at the last `n` positions of the window."""
-        return Edit(self.place, self.where[..., -n:], self.value[:, :, -n:], self.head, self.copies)
+        return replace(self, where=self.where[..., -n:], value=self.value[:, :, -n:])
 
     def through(self, window: "Window") -> "Edit":
         """A replacement at all positions, seen through a window."""
         where = torch.stack([window.mask(row) for row in self.where.unbind(1)], dim=1)
         value = torch.stack([at_positions(row, window.positions) for row in self.value.unbind(1)], dim=1)
-        return Edit(self.place, where, value, self.head, self.copies)
+        return replace(self, where=where, value=value)
 
 
 class Window:
@@ -461,4 +463,5 @@ class _LayerRun:
 def _replace(current: Float[Tensor, "prompt copy window d"], edit: Edit) -> None:
     """Carries out one replacement, in place."""
     target = current[:, edit.copies]
-    target.copy_(torch.where(edit.where[..., None], edit.value.to(target.dtype), target))
+    value = edit.value.to(target.dtype)
+    target.copy_(torch.where(edit.where[..., None], target + value if edit.adds else value, target))

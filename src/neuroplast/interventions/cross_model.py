@@ -1,0 +1,150 @@
+"""Cross-model activation patching (Prakash et al. 2024, arXiv 2402.14811): where a change between two checkpoints of
+one model is expressed.
+
+The donor runs the prompts; the receiver runs the same prompts with the donor's values at some places, and everything
+after them recomputes. Into the base it shows what suffices to bring the change about, into the other checkpoint what
+suffices to undo it.
+
+- A head's **output** (`a23.h3`): its value z from the donor, through the receiver's output projection, or through the
+  donor's (fine-tuning moves it, too; the bias behind the heads stays the receiver's).
+- What it reads: its query (`<q>`), key (`<k>`) or value (`<v>`), with the rest the receiver's; and its attention
+  **pattern** (`<pattern>`), with the receiver's values.
+- MLPs, attention blocks and the residual stream, at chosen positions, and groups of all these.
+
+Steps as in activation patching: both runs are recorded once, and a copy of the prompts is the window from the patched
+position to END, so at END a patch costs one token from the patched layer up.
+
+Sign: effect = LD(receiver, patched) - LD(receiver), in logits. Where the donor's values are the receiver's own to the
+bit, it is 0 and nothing is computed.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from neuroplast.components import Node
+from neuroplast.errors import unknown_name
+from neuroplast.interventions.activation_patching import BASE_PLACES, patch_groups, place_of, values_of
+from neuroplast.interventions.chunks import Chunk, Progress, Size, in_prompt_chunks
+from neuroplast.interventions.effects import group_name
+from neuroplast.interventions.pairs import Pair, recorded_bytes
+from neuroplast.interventions.selection import Group, Selection, position_mask, select_sites
+from neuroplast.models.between import require_same_parts
+from neuroplast.models.network import Network
+from neuroplast.models.replay import Edit, Place, Window, at_positions
+from neuroplast.tasks.prompts import PromptSet
+
+PROJECTIONS = ("receiver", "donor")
+
+
+@dataclass(frozen=True)
+class CrossEffects:
+    """The effect on the receiver's logit difference of each thing that was patched; on the CPU, in float32."""
+
+    sites: tuple[Group, ...]
+    """What was patched, one group of nodes a row."""
+    effects: Float[Tensor, "site prompt"]
+    """LD(receiver, patched) - LD(receiver), in logits."""
+    receiver: Float[Tensor, "prompt"]
+    """LD of the receiver."""
+    donor: Float[Tensor, "prompt"]
+    """LD of the donor."""
+    projection: str
+    """Whose output projection patched heads went through."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The name of each row."""
+        return tuple(map(group_name, self.sites))
+
+
+def cross_patch(
+    receiver: Network,
+    donor: Network,
+    prompts: PromptSet,
+    *,
+    sites: Selection = "heads@end",
+    projection: str = "receiver",
+    memory: str | int | None = None,
+    progress: Progress | None = None,
+) -> CrossEffects:
+    """Patches activations of one checkpoint into another, exactly.
+
+    Args:
+        receiver: the model that is patched.
+        donor: the model whose values are patched in.
+        prompts: the prompts that both run; their counterfactuals do not matter.
+        sites: `heads` (z), `q`, `k`, `v`, `pattern`, `attention`, `mlps`, `residual`, or nodes and groups, such as
+            `a9.h1<q>@end, a0.h1+m0`; each is patched alone, at its position, at all, or at `each` in turn.
+        projection: whose output projection patched heads go through, `receiver` or `donor`.
+        memory: bound on the process's memory, such as `4GiB`; None takes what is free. Results do not change.
+        progress: called with (steps done, steps in all).
+
+    Raises:
+        InputError: when the models are not checkpoints of one, for a name that is none, a part or a position that is
+            not there, or a budget that is too small.
+    """
+    if projection not in PROJECTIONS:
+        raise unknown_name("projection", projection, PROJECTIONS)
+    require_same_parts(receiver, donor)
+    groups = select_sites(sites, receiver, prompts)
+    effects = torch.zeros(len(groups), len(prompts))
+    of_receiver, of_donor = torch.zeros(len(prompts)), torch.zeros(len(prompts))
+    by_start: dict[frozenset[str | None], list[int]] = {}
+    for number, group in enumerate(groups):
+        by_start.setdefault(frozenset(node.position for node in group), []).append(number)
+    places: set[Place] = {place_of(node) for group in groups for node in group}
+    kept: set[Place] = {*BASE_PLACES, *places}
+
+    def work(chunk: Chunk, copies: int, tick: Callable[[], None]) -> None:
+        pair = Pair(receiver, chunk, kept, places, donor=donor)
+        of_receiver[chunk.rows], of_donor[chunk.rows] = pair.clean.cpu(), pair.counterfactual.cpu()
+        beside = partial(_through_donor, pair, donor) if projection == "donor" else lambda _, __: ()
+        for positions, numbers in by_start.items():
+            where = {position: position_mask(chunk.prompts, position) for position in positions}
+            differ = {number: _differs(pair, donor, groups[number], where, projection) for number in numbers}
+            some = [number for number in numbers if bool(differ[number].any())]
+            for first in range(0, len(some), copies):
+                part = {number: groups[number] for number in some[first : first + copies]}
+                for number, effect in patch_groups(pair, part, where, tick, beside).items():
+                    effects[number, chunk.rows] = torch.where(differ[number], effect, 0).cpu()
+
+    width = prompts.width
+    copy = 2 * receiver.module.dtype.itemsize * width * receiver.d_model
+    size = Size(recorded_bytes(receiver, width, (kept, places)), copy, max(map(len, by_start.values())))
+    steps = receiver.n_layers * len(by_start)
+    in_prompt_chunks(receiver, prompts, size, work, steps, memory=memory, progress=progress)
+    return CrossEffects(groups, effects, of_receiver, of_donor, projection)
+
+
+def _is_head(node: Node) -> bool:
+    return node.kind == "head" and node.channel is None
+
+
+def _through_donor(pair: Pair, donor: Network, node: Node, window: Window) -> Sequence[Edit]:
+    """What a patched head's value gives more through the donor's projection than through the receiver's."""
+    if not _is_head(node):
+        return ()
+    layer, head = node.layer or 0, node.head or 0
+    z = at_positions(values_of(pair.model, pair.source, node), window.positions)
+    more = z @ donor.head_weights(layer)[head] - z @ pair.model.head_weights(layer)[head]
+    return [Edit("attention", window.inside[:, None], more[:, None], adds=True)]
+
+
+def _differs(
+    pair: Pair, donor: Network, group: Group, where: dict[str | None, Bool[Tensor, "prompt pos"]], projection: str
+) -> Bool[Tensor, "prompt"]:
+    """On which prompts something is patched that is not there already."""
+    found = torch.zeros(len(pair.chunk.rows), dtype=torch.bool, device=pair.model.device)
+    for node in group:
+        mine, theirs = (values_of(pair.model, run, node) for run in (pair.base, pair.source))
+        differs = (mine != theirs).any(dim=-1)
+        if projection == "donor" and _is_head(node):
+            weights = [model.head_weights(node.layer or 0)[node.head or 0] for model in (pair.model, donor)]
+            differs |= not torch.equal(*weights)
+        found |= (differs & where[node.position]).any(dim=-1)
+    return found
