@@ -11,7 +11,8 @@ SOURCE = Path(__file__).parents[1] / "src" / "neuroplast"
 FLOORS = (
     {"errors", "components", "storage", "memory", "observer"},
     {"tasks", "models", "statistics"},
-    {"behaviour", "interventions"},
+    {"behaviour"},
+    {"interventions"},
     {"circuits"},
     {"training", "plasticity", "report", "subject"},
     {"study", "patch", "discovery", "evaluation", "progress"},

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, jvp  # pyright: ignore[reportPrivateImportUsage]
 from transformers.pytorch_utils import Conv1D
 
+from neuroplast.behaviour import measure_behaviour
 from neuroplast.components import ReadChannel
 from neuroplast.errors import InputError
 from neuroplast.interventions.chunks import Chunk, Progress, Size, in_prompt_chunks
@@ -142,7 +143,7 @@ def build_ledger(
         raise InputError(f"tolerance must lie between 0 and 1, got {tolerance!r}")
     between = Between(start, end)
     layout = _Layout(between)
-    before, after = (_differences(model, prompts, memory) for model in (start, end))
+    before, after = (measure_behaviour(model, prompts).logit_diff for model in (start, end))
     nothing = torch.zeros(len(layout.components), len(prompts))
     found = Ledger(layout.components, nothing, before, after, 0)
     if not between.changed:
@@ -154,17 +155,6 @@ def build_ledger(
         if found.error <= tolerance or points >= most:
             return found
         points *= 2
-
-
-@torch.no_grad()
-def _differences(model: Network, prompts: PromptSet, memory: str | int | None) -> Float[Tensor, "prompt"]:
-    found = torch.zeros(len(prompts))
-
-    def work(chunk: Chunk, _: int, __: Callable[[], None]) -> None:
-        found[chunk.rows] = _difference(model, chunk).cpu()
-
-    in_prompt_chunks(model, prompts, _size(model, prompts), work, 0, memory=memory)
-    return found
 
 
 def _difference(model: Network, chunk: Chunk) -> Float[Tensor, "prompt"]:
