@@ -44,6 +44,9 @@ PLACE_OF: Mapping[str, Place] = {
 BASE_PLACES: tuple[Place, ...] = ("residual", "key", "value")
 """What copies need of the run that is patched."""
 
+Differs = Callable[[Pair, Group, Mapping[str | None, Bool[Tensor, "prompt pos"]]], Bool[Tensor, "prompt"]]
+Beside = Callable[[Pair, Node, Window], Sequence[Edit]]
+
 
 def activation_patch(
     model: Network,
@@ -74,52 +77,81 @@ def activation_patch(
     if into not in INTO:
         raise unknown_name("run to patch into", into, INTO)
     groups = select_sites(sites, model, prompts)
-    effects = torch.zeros(len(groups), len(prompts))
-    clean, counterfactual = torch.zeros(len(prompts)), torch.zeros(len(prompts))
-    by_start: dict[frozenset[str | None], list[int]] = {}
-    for number, group in enumerate(groups):
-        by_start.setdefault(frozenset(node.position for node in group), []).append(number)
     places: set[Place] = {place_of(node) for group in groups for node in group}
 
-    def work(chunk: Chunk, copies: int, tick: Callable[[], None]) -> None:
-        pair = Pair(model, chunk, BASE_PLACES, places, into=into)
-        clean[chunk.rows], counterfactual[chunk.rows] = pair.clean.cpu(), pair.counterfactual.cpu()
-        for positions, numbers in by_start.items():
-            where = {position: chunk.where(position) for position in positions}
-            for first in range(0, len(numbers), copies):
-                part = numbers[first : first + copies]
-                found = patch_groups(pair, {number: groups[number] for number in part}, where, tick)
-                for number, effect in found.items():
-                    effects[number, chunk.rows] = effect.cpu()
+    def build_pair(chunk: Chunk) -> Pair:
+        return Pair(model, chunk, BASE_PLACES, places, into=into)
 
-    width = prompts.width
-    copy = 2 * model.module.dtype.itemsize * width * model.d_model
-    size = Size(recorded_bytes(model, width, (BASE_PLACES, places)), copy, max(map(len, by_start.values())))
-    steps = model.n_layers * len(by_start)
-    in_prompt_chunks(model, prompts, size, work, steps, memory=memory, progress=progress)
+    recorded = recorded_bytes(model, prompts.width, (BASE_PLACES, places))
+    effects, base, source = patch_sites(model, prompts, groups, build_pair, recorded, memory=memory, progress=progress)
+    clean, counterfactual = (base, source) if into == "clean" else (source, base)
     return Effects("activation", groups, (Node("logits", position="end"),), effects, clean, counterfactual, into)
 
 
+def patch_sites(
+    model: Network,
+    prompts: PromptSet,
+    groups: Sequence[Group],
+    build_pair: Callable[[Chunk], Pair],
+    recorded: int,
+    *,
+    differs: Differs | None = None,
+    beside: Beside | None = None,
+    memory: str | int | None = None,
+    progress: Progress | None = None,
+) -> tuple[Float[Tensor, "site prompt"], Float[Tensor, "prompt"], Float[Tensor, "prompt"]]:
+    """Patches each group of nodes of one run into another, whatever the two runs are.
+
+    Args:
+        model: the model of the run that is patched.
+        prompts: the prompts.
+        groups: what is patched, each alone.
+        build_pair: records the two runs of a chunk.
+        recorded: bytes that they take, a prompt.
+        differs: on which prompts a group's values are not there already; elsewhere its effect is 0 and, where that is
+            all prompts, not computed. None patches everything.
+        beside: what else is edited for a node, at the positions of a window, each with one copy.
+        memory: bound on the process's memory, such as `4GiB`; None takes what is free.
+        progress: called with (steps done, steps in all).
+
+    Returns:
+        LD(patched) - LD(unpatched), LD of the run that is patched, and LD of the other.
+    """
+    effects = torch.zeros(len(groups), len(prompts))
+    base, source = torch.zeros(len(prompts)), torch.zeros(len(prompts))
+    by_start: dict[frozenset[str | None], list[int]] = {}
+    for number, group in enumerate(groups):
+        by_start.setdefault(frozenset(node.position for node in group), []).append(number)
+
+    def work(chunk: Chunk, copies: int, tick: Callable[[], None]) -> None:
+        pair = build_pair(chunk)
+        base[chunk.rows], source[chunk.rows] = pair.unpatched.cpu(), pair.other.cpu()
+        for positions, numbers in by_start.items():
+            where = {position: pair.chunk.where(position) for position in positions}
+            new: dict[int, Tensor] = {}
+            if differs is not None:
+                new = {number: differs(pair, groups[number], where) for number in numbers}
+                numbers = [number for number in numbers if bool(new[number].any())]
+            for first in range(0, len(numbers), copies):
+                part = {number: groups[number] for number in numbers[first : first + copies]}
+                for number, effect in _patch(pair, part, where, tick, beside).items():
+                    effects[number, chunk.rows] = (effect * new[number] if new else effect).cpu()
+
+    copy = 2 * model.module.dtype.itemsize * prompts.width * model.d_model
+    size = Size(recorded, copy, max(map(len, by_start.values())))
+    in_prompt_chunks(model, prompts, size, work, model.n_layers * len(by_start), memory=memory, progress=progress)
+    return effects, base, source
+
+
 @torch.no_grad()
-def patch_groups(
+def _patch(
     pair: Pair,
     groups: Mapping[int, Group],
     where: Mapping[str | None, Bool[Tensor, "prompt pos"]],
     tick: Callable[[], None],
-    beside: Callable[[Node, Window], Sequence[Edit]] = lambda _, __: (),
+    beside: Beside | None,
 ) -> dict[int, Float[Tensor, "prompt"]]:
-    """The effects of groups that stand at the same positions.
-
-    Args:
-        pair: the run that is patched, and the one whose values are patched in.
-        groups: the groups, by number.
-        where: the mask of each position that is named in them.
-        tick: called after each layer.
-        beside: gives what else is edited for a node, at the positions of a window, each with one copy.
-
-    Returns:
-        LD(patched) - LD(unpatched) of each group, by its number; groups that stand nowhere are left out.
-    """
+    """The effects of groups that stand at the same positions, by the groups' numbers."""
     at = torch.stack(list(where.values())).any(dim=0)
     if not bool(at.any()):
         return {}
@@ -135,7 +167,7 @@ def patch_groups(
             for node in (node for node in groups[number] if (node.layer or 0) == layer):
                 value = at_positions(values_of(pair.model, pair.source, node), window.positions)[:, None]
                 mine = Edit(place_of(node), seen[node.position], value, node.head, slice(row, row + 1))
-                more = beside(node, window)
+                more = beside(pair, node, window) if beside is not None else ()
                 found += [mine, *(replace(edit, where=mine.where, copies=mine.copies) for edit in more)]
         return found
 

@@ -18,8 +18,8 @@ Sign: effect = LD(receiver, patched) - LD(receiver), in logits. Where the donor'
 bit, it is 0 and nothing is computed.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -28,8 +28,8 @@ from torch import Tensor
 
 from neuroplast.components import Node
 from neuroplast.errors import unknown_name
-from neuroplast.interventions.activation_patching import BASE_PLACES, patch_groups, place_of, values_of
-from neuroplast.interventions.chunks import Chunk, Progress, Size, in_prompt_chunks
+from neuroplast.interventions.activation_patching import BASE_PLACES, patch_sites, place_of, values_of
+from neuroplast.interventions.chunks import Chunk, Progress
 from neuroplast.interventions.effects import group_name
 from neuroplast.interventions.pairs import Pair, recorded_bytes
 from neuroplast.interventions.selection import Group, Selection, position_mask, select_sites
@@ -92,32 +92,26 @@ def cross_patch(
         raise unknown_name("projection", projection, PROJECTIONS)
     require_same_parts(receiver, donor)
     groups = select_sites(sites, receiver, prompts)
-    effects = torch.zeros(len(groups), len(prompts))
-    of_receiver, of_donor = torch.zeros(len(prompts)), torch.zeros(len(prompts))
-    by_start: dict[frozenset[str | None], list[int]] = {}
-    for number, group in enumerate(groups):
-        by_start.setdefault(frozenset(node.position for node in group), []).append(number)
     places: set[Place] = {place_of(node) for group in groups for node in group}
     kept: set[Place] = {*BASE_PLACES, *places}
 
-    def work(chunk: Chunk, copies: int, tick: Callable[[], None]) -> None:
-        pair = Pair(receiver, chunk, kept, places, donor=donor)
-        of_receiver[chunk.rows], of_donor[chunk.rows] = pair.clean.cpu(), pair.counterfactual.cpu()
-        beside = partial(_through_donor, pair, donor) if projection == "donor" else lambda _, __: ()
-        for positions, numbers in by_start.items():
-            where = {position: position_mask(chunk.prompts, position) for position in positions}
-            differ = {number: _differs(pair, donor, groups[number], where, projection) for number in numbers}
-            some = [number for number in numbers if bool(differ[number].any())]
-            for first in range(0, len(some), copies):
-                part = {number: groups[number] for number in some[first : first + copies]}
-                for number, effect in patch_groups(pair, part, where, tick, beside).items():
-                    effects[number, chunk.rows] = torch.where(differ[number], effect, 0).cpu()
+    def build_pair(chunk: Chunk) -> Pair:
+        # The two models can differ at every position.
+        everywhere = replace(chunk, changed=position_mask(chunk.prompts, None))
+        return Pair(receiver, everywhere, kept, places, donor=donor)
 
-    width = prompts.width
-    copy = 2 * receiver.module.dtype.itemsize * width * receiver.d_model
-    size = Size(recorded_bytes(receiver, width, (kept, places)), copy, max(map(len, by_start.values())))
-    steps = receiver.n_layers * len(by_start)
-    in_prompt_chunks(receiver, prompts, size, work, steps, memory=memory, progress=progress)
+    through = donor if projection == "donor" else receiver
+    effects, of_receiver, of_donor = patch_sites(
+        receiver,
+        prompts,
+        groups,
+        build_pair,
+        recorded_bytes(receiver, prompts.width, (kept, places)),
+        differs=partial(_differs, through),
+        beside=partial(_written_more, through) if through is donor else None,
+        memory=memory,
+        progress=progress,
+    )
     return CrossEffects(groups, effects, of_receiver, of_donor, projection)
 
 
@@ -125,26 +119,26 @@ def _is_head(node: Node) -> bool:
     return node.kind == "head" and node.channel is None
 
 
-def _through_donor(pair: Pair, donor: Network, node: Node, window: Window) -> Sequence[Edit]:
-    """What a patched head's value gives more through the donor's projection than through the receiver's."""
+def _written_more(through: Network, pair: Pair, node: Node, window: Window) -> Sequence[Edit]:
+    """What a patched head's value gives more through a model's projection than through the receiver's."""
     if not _is_head(node):
         return ()
     layer, head = node.layer or 0, node.head or 0
     z = at_positions(values_of(pair.model, pair.source, node), window.positions)
-    more = z @ donor.head_weights(layer)[head] - z @ pair.model.head_weights(layer)[head]
+    more = z @ through.head_weights(layer)[head] - z @ pair.model.head_weights(layer)[head]
     return [Edit("attention", window.inside[:, None], more[:, None], adds=True)]
 
 
 def _differs(
-    pair: Pair, donor: Network, group: Group, where: dict[str | None, Bool[Tensor, "prompt pos"]], projection: str
+    through: Network, pair: Pair, group: Group, where: Mapping[str | None, Bool[Tensor, "prompt pos"]]
 ) -> Bool[Tensor, "prompt"]:
     """On which prompts something is patched that is not there already."""
     found = torch.zeros(len(pair.chunk.rows), dtype=torch.bool, device=pair.model.device)
     for node in group:
         mine, theirs = (values_of(pair.model, run, node) for run in (pair.base, pair.source))
         differs = (mine != theirs).any(dim=-1)
-        if projection == "donor" and _is_head(node):
-            weights = [model.head_weights(node.layer or 0)[node.head or 0] for model in (pair.model, donor)]
+        if through is not pair.model and _is_head(node):
+            weights = [model.head_weights(node.layer or 0)[node.head or 0] for model in (pair.model, through)]
             differs |= not torch.equal(*weights)
         found |= (differs & where[node.position]).any(dim=-1)
     return found

@@ -35,7 +35,7 @@ class Pair:
             base: what to keep of the run that is patched.
             source: what to keep of the other.
             into: which run is patched, `clean` or `counterfactual`.
-            donor: the model that runs the same prompts instead of the other ones; `counterfactual` is its LD then.
+            donor: the model that runs the same prompts instead of the other ones.
             edits: replacements in both runs, by layer.
         """
         self.model, self.chunk = model, chunk
@@ -51,8 +51,8 @@ class Pair:
             logit_difference(each, self.final(run)[:, None], chunk.prompts)[:, 0]
             for each, run in ((model, self.base), (donor or model, self.source))
         ]
-        self.unpatched: Tensor = differences[0]
-        """LD of the base run, by prompt."""
+        self.unpatched, self.other = differences
+        """LD of the base run, and of the source run, by prompt."""
         self.clean, self.counterfactual = differences if into == "clean" else differences[::-1]
 
     def final(self, run: Recording) -> Float[Tensor, "prompt d_model"]:
