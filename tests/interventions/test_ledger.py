@@ -1,4 +1,5 @@
 import copy
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -163,5 +164,9 @@ def test_what_is_no_pair_of_checkpoints_is_refused(token_prompts: PromptSet):
         broken.module.get_parameter("model.norm.weight")[3] = torch.nan
     with pytest.raises(InputError, match=r"model\.norm\.weight holds numbers that are not finite"):
         build_ledger(llama, broken, token_prompts)
+    ours, theirs = build_network(random_model("llama"), None, "ours"), changed("llama")
+    ours.tokenizer, theirs.tokenizer = (SimpleNamespace(get_vocab=lambda word=word: {word: 0}) for word in "ab")
+    with pytest.raises(InputError, match="their tokenizers have 1 and 1 tokens and differ at 'a'"):
+        build_ledger(ours, theirs, token_prompts)
     with pytest.raises(InputError, match="tolerance"):
         build_ledger(llama, llama, token_prompts, tolerance=1.5)
