@@ -11,6 +11,9 @@
 | `logits` | the end |
 
 Each may stand at a position: `a23.h3@end`. An edge is `a20.h0->a23.h3<q>`.
+
+The weights are named alike: a head's maps `a23.h3<q>`, `<k>`, `<v>` and `<o>`, the bias behind a layer's heads
+`a23<bias>`, `m11`, the norms of a layer `norm11`, `input` (embedding), `norm` (the last one), `logits` (unembedding).
 """
 
 import re
@@ -24,6 +27,11 @@ ReadChannel = Literal["q", "k", "v"]
 """What a head reads the residual stream through."""
 Channel = ReadChannel | Literal["pattern"]
 READ_CHANNELS: tuple[ReadChannel, ...] = ("q", "k", "v")
+
+Kind = Literal["q", "k", "v", "o", "bias", "mlp", "norm", "embedding", "unembedding"]
+"""What a part of the weights is for."""
+HEAD_KINDS: tuple[Kind, ...] = ("q", "k", "v", "o")
+LAYER_KINDS: tuple[Kind, ...] = ("bias", "mlp", "norm")
 
 _HEAD = re.compile(
     r"^(?:a(\d+)\.h(\d+)|(\d+)\.(\d+)|L(\d+)H(\d+)|\((\d+),\s*(\d+)\))(?:<(q|k|v|pattern)>)?$", re.IGNORECASE
@@ -107,6 +115,26 @@ class Edge:
     def anywhere(self) -> "Edge":
         """The same edge without positions."""
         return Edge(self.source.at(None), self.destination.at(None))
+
+
+@dataclass(frozen=True)
+class Component:
+    """A part of the weights."""
+
+    kind: Kind
+    """`q`, `k`, `v`, `o` of a head, `bias` behind a layer's heads, `mlp`, `norm`, `embedding`, `unembedding`."""
+    layer: int | None = None
+    """Layer; None outside the layers."""
+    head: int | None = None
+    """Query head, for `q`, `k`, `v` and `o`."""
+
+    def __str__(self) -> str:
+        if self.head is not None:
+            return f"a{self.layer}.h{self.head}<{self.kind}>"
+        letters = {"bias": "a{}<bias>", "mlp": "m{}", "norm": "norm{}"}
+        if self.layer is not None:
+            return letters[self.kind].format(self.layer)
+        return {"embedding": "input", "unembedding": "logits"}.get(self.kind, self.kind)
 
 
 def is_receiver(node: Node) -> bool:

@@ -19,7 +19,7 @@ Sign: a share is what a component's change adds to LD, in logits, on the way fro
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,43 +29,19 @@ from torch.func import functional_call, jvp  # pyright: ignore[reportPrivateImpo
 from transformers.pytorch_utils import Conv1D
 
 from neuroplast.behaviour import measure_behaviour
-from neuroplast.components import ReadChannel
+from neuroplast.components import HEAD_KINDS, Component, Kind
 from neuroplast.errors import InputError
 from neuroplast.interventions.chunks import Chunk, Progress, Size, in_prompt_chunks
 from neuroplast.interventions.selection import require_prompts
 from neuroplast.models.attention import AttentionCall, tapped
 from neuroplast.models.between import Between
 from neuroplast.models.network import Network, unembedding_of
-from neuroplast.models.readers import Projection, find_projections
+from neuroplast.models.weights import WeightMap
 from neuroplast.tasks.prompts import PromptSet
-
-Kind = Literal["q", "k", "v", "o", "bias", "mlp", "norm", "embedding", "unembedding"]
-KINDS: tuple[Kind, ...] = ("q", "k", "v", "o", "bias", "mlp", "norm", "embedding", "unembedding")
-HEAD_KINDS: tuple[Kind, ...] = KINDS[:4]
 
 TOLERANCE = 0.01
 POINTS = (4, 64)
 """Points of the quadrature to begin with, and at most."""
-
-
-@dataclass(frozen=True)
-class Component:
-    """A part of the weights."""
-
-    kind: Kind
-    """`q`, `k`, `v`, `o` of a head, `bias` behind a layer's heads, `mlp`, `norm`, `embedding`, `unembedding`."""
-    layer: int | None = None
-    """Layer; None outside the layers."""
-    head: int | None = None
-    """Query head, for `q`, `k`, `v` and `o`."""
-
-    def __str__(self) -> str:
-        if self.head is not None:
-            return f"a{self.layer}.h{self.head}<{self.kind}>"
-        letters = {"bias": "a{}<bias>", "mlp": "m{}", "norm": "norm{}"}
-        if self.layer is not None:
-            return letters[self.kind].format(self.layer)
-        return {"embedding": "input", "unembedding": "logits"}.get(self.kind, self.kind)
 
 
 @dataclass(frozen=True)
@@ -142,7 +118,7 @@ def build_ledger(
     if not 0 < tolerance < 1:
         raise InputError(f"tolerance must lie between 0 and 1, got {tolerance!r}")
     between = Between(start, end)
-    layout = _Layout(between)
+    layout = WeightMap(between.model)
     before, after = (measure_behaviour(model, prompts).logit_diff for model in (start, end))
     nothing = torch.zeros(len(layout.components), len(prompts))
     found = Ledger(layout.components, nothing, before, after, 0)
@@ -165,7 +141,7 @@ def _difference(model: Network, chunk: Chunk) -> Float[Tensor, "prompt"]:
 
 def _integrate(
     between: Between,
-    layout: "_Layout",
+    layout: WeightMap,
     prompts: PromptSet,
     points: int,
     memory: str | int | None,
@@ -197,54 +173,10 @@ def _size(model: Network, prompts: PromptSet) -> Size:
     return Size(4 * (prompts.width * row + vocabulary), 1, 1, share=0.5)
 
 
-class _Layout:
-    """Which module's weights belong to which components."""
-
-    def __init__(self, between: Between) -> None:
-        model = between.model
-        self.unembedding = unembedding_of(model.module)
-        self.layer_of: dict[int, int] = {
-            id(part): layer for layer, block in enumerate(model.layers) for part in block.modules()
-        }
-        self.attention_of = {
-            id(part): layer for layer, block in enumerate(model.attentions) for part in block.modules()
-        }
-        self.projections: dict[int, list[tuple[ReadChannel, int, Projection]]] = {}
-        """By linear map, what it makes: channel, layer, and which outputs."""
-        for layer in range(model.n_layers):
-            for channel, projection in find_projections(model, layer).items():
-                self.projections.setdefault(id(projection.linear), []).append((channel, layer, projection))
-        layers, heads = range(model.n_layers), range(model.n_heads)
-        self.components: tuple[Component, ...] = (
-            Component("embedding"),
-            *(Component(kind, at, head) for at in layers for head in heads for kind in HEAD_KINDS),
-            *(Component(kind, at) for at in layers for kind in ("bias", "mlp", "norm")),
-            Component("norm"),
-            Component("unembedding"),
-        )
-        self._rows = {component: row for row, component in enumerate(self.components)}
-
-    def row(self, kind: Kind, layer: int | None = None, head: int | None = None) -> int:
-        """The row of a component."""
-        return self._rows[Component(kind, layer, head)]
-
-    def row_of(self, module: nn.Module) -> int:
-        """The row of a module that no head has a part in."""
-        layer = self.layer_of.get(id(module))
-        is_norm = all(weight.ndim < 2 for weight in module.parameters(recurse=False))
-        if module is self.unembedding:
-            return self.row("unembedding")
-        if is_norm:
-            return self.row("norm", layer)
-        if layer is None:
-            return self.row("embedding")
-        return self.row("bias" if id(module) in self.attention_of else "mlp", layer)
-
-
 class _Pass:
     """One forward and backward pass at a point of the line, and what each module's change is worth there."""
 
-    def __init__(self, between: Between, layout: _Layout, chunk: Chunk) -> None:
+    def __init__(self, between: Between, layout: WeightMap, chunk: Chunk) -> None:
         self.between, self.layout, self.chunk = between, layout, chunk
         self.model = between.model
         self.calls: list[_Call] = []

@@ -137,11 +137,12 @@ def find_projections(network: Network, layer: int) -> Mapping[ReadChannel, Proje
         for part in attention.modules():
             if isinstance(weight := getattr(part, "weight", None), Tensor) and weight.ndim == 2:
                 stack.callback(part.register_forward_hook(cut).remove)
-        with torch.enable_grad():
-            found = network.read_heads(layer, residual, call)
-    projections: dict[ReadChannel, Projection] = {}
-    for channel, heads in zip(READ_CHANNELS, (found.query, found.key, found.value), strict=True):
-        projections[channel] = _find_projection(network, layer, heads, leaves)
+        stack.enter_context(torch.enable_grad())
+        found = network.read_heads(layer, residual, call)
+        projections: dict[ReadChannel, Projection] = {
+            channel: _find_projection(network, layer, heads, leaves)
+            for channel, heads in zip(READ_CHANNELS, (found.query, found.key, found.value), strict=True)
+        }
     owned = [(id(p.linear), int(output)) for p in projections.values() for output in p.outputs.flatten()]
     if len(set(owned)) != len(owned):
         raise _unreadable(network, layer, "its heads share outputs of a linear map")
