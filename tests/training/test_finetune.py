@@ -1,10 +1,12 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from neuroplast.components import HEAD_KINDS, Component
 from neuroplast.errors import InputError, TrainingDivergedError
 from neuroplast.models.network import Network
 from neuroplast.models.sources import load_model, weights_sha256
@@ -186,3 +188,30 @@ def test_train_writes_what_it_trained_on(tmp_path: Path):
     assert train(load_model("tiny"), tmp_path / "t", FinetuneConfig(1), **settings) == out
     with pytest.raises(InputError, match="holds a training with another"):
         train(load_model("tiny"), tmp_path / "t", FinetuneConfig(1))
+
+
+def test_only_the_chosen_weights_change(tmp_path: Path, examples: list[Example]):
+    only = [Component(kind, 1, 2) for kind in HEAD_KINDS] + [Component("mlp", 0)]
+    model, before = load_model("tiny"), load_model("tiny")
+    config = FinetuneConfig(4, learning_rate=1e-3, save_every=2)
+    finetune(model, examples, config, tmp_path / "some", only=only)
+    assert all(weight.requires_grad and not weight._backward_hooks for weight in model.module.parameters())
+    width, height = model.d_head, model.n_heads * model.d_head
+    for name, weight in model.module.named_parameters():
+        moved = weight != before.module.get_parameter(name)
+        may = torch.zeros_like(moved)
+        if name.startswith("transformer.h.0.mlp."):
+            may[:] = True
+        elif name.startswith("transformer.h.1.attn.c_attn."):
+            for start in range(2 * width, 3 * height, height):
+                may[..., start : start + width] = True
+        elif name == "transformer.h.1.attn.c_proj.weight":
+            may[2 * width : 3 * width] = True
+        assert not (moved & ~may).any(), name
+        assert moved.any() == may.any(), name
+    with pytest.raises(InputError, match="another only"):
+        finetune(load_model("tiny"), examples, config, tmp_path / "some", only=only[:1])
+    with pytest.raises(InputError, match=r"weight_decay is 0\.1"):
+        finetune(before, examples, replace(config, weight_decay=0.1), tmp_path / "other", only=only)
+    with pytest.raises(InputError, match="unknown part of the weights 'm99'"):
+        finetune(before, examples, config, tmp_path / "other", only=[Component("mlp", 99)])

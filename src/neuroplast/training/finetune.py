@@ -13,7 +13,8 @@ import hashlib
 import math
 import random
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -38,9 +39,11 @@ from transformers import (
 )
 from transformers.trainer_callback import PrinterCallback
 
+from neuroplast.components import Component
 from neuroplast.errors import InputError, TrainingDivergedError, unknown_name
 from neuroplast.models.network import Network, logits_at
 from neuroplast.models.sources import quiet_transformers
+from neuroplast.models.weights import WeightMap, choose_pieces
 from neuroplast.storage import (
     atomic_folder,
     hash_state,
@@ -103,6 +106,7 @@ def finetune(
     config: FinetuneConfig,
     folder: Path,
     *,
+    only: Collection[Component] | None = None,
     keep: Mapping[int, Path] | None = None,
     probe: Probe | None = None,
     progress: Callable[[int, int, float], None] | None = None,
@@ -116,6 +120,7 @@ def finetune(
         examples: what to train on.
         config: how.
         folder: the stage's folder.
+        only: the parts of the weights that may change; None lets all of them.
         keep: further folders to save a checkpoint to, by step.
         probe: measures the model before the first step, every `probe_every` steps and after the last.
         progress: called with (steps done, steps in all, loss) after each step.
@@ -123,10 +128,26 @@ def finetune(
     Raises:
         TrainingDivergedError: the loss stopped being a number; the last save, a good
             checkpoint, stays in `folder/resume`.
-        InputError: `folder` holds a run with other settings, examples or starting weights.
+        InputError: `folder` holds a run with other settings, examples or starting weights; a part of the weights that
+            is not there; weight decay where only some weights may change.
     """
+    settings = asdict(config) | ({} if only is None else {"only": sorted(map(str, only))})
+    with _freed(model, config, only):
+        _finetune(model, examples, config, settings, folder, keep, probe, progress)
+
+
+def _finetune(
+    model: Network,
+    examples: Sequence[Example],
+    config: FinetuneConfig,
+    settings: Mapping[str, Any],
+    folder: Path,
+    keep: Mapping[int, Path] | None,
+    probe: Probe | None,
+    progress: Callable[[int, int, float], None] | None,
+) -> None:
     module = model.module
-    _claim(folder, asdict(config), examples, module)
+    _claim(folder, settings, examples, module)
     if (folder / "checkpoint").is_dir():
         shutil.rmtree(folder / "resume", ignore_errors=True)
         return
@@ -147,6 +168,30 @@ def finetune(
     write_jsonl(folder / "train.jsonl", history)
     save_checkpoint(model, folder / "checkpoint")
     shutil.rmtree(folder / "resume", ignore_errors=True)
+
+
+@contextmanager
+def _freed(model: Network, config: FinetuneConfig, only: Collection[Component] | None) -> Generator[None]:
+    """Lets only some of the weights change inside the block: the others have no gradient, so AdamW leaves them."""
+    if only is None:
+        yield
+        return
+    if config.weight_decay:
+        raise InputError(
+            f"weight_decay is {config.weight_decay:g}: it would move the weights that may not change; use 0"
+        )
+    masks: dict[str, Tensor] = {}
+    for piece in choose_pieces(WeightMap(model).pieces(), only):
+        weight = model.module.get_parameter(piece.name)
+        masks.setdefault(piece.name, torch.zeros_like(weight))[piece.index] = 1
+    former = {weight: weight.requires_grad for weight in model.module.parameters()}
+    with ExitStack() as stack:
+        for name, weight in model.module.named_parameters():
+            stack.callback(weight.requires_grad_, former[weight])
+            weight.requires_grad_(name in masks)
+            if name in masks:
+                stack.callback(weight.register_hook(partial(torch.mul, masks[name])).remove)
+        yield
 
 
 def save_checkpoint(model: Network, folder: Path) -> None:
@@ -314,9 +359,10 @@ def _last_save(folder: Path) -> Path | None:
     return folder / "resume" / f"step-{max(steps, key=int)}" if steps else None
 
 
-def _claim(folder: Path, settings: dict[str, Any], examples: Sequence[Example], module: PreTrainedModel) -> None:
+def _claim(folder: Path, settings: Mapping[str, Any], examples: Sequence[Example], module: PreTrainedModel) -> None:
     """Writes down what is trained from what, or checks that the folder's run is the same."""
-    ours = settings | {
+    ours = {
+        **settings,
         "examples_sha256": hashlib.sha256(repr(list(examples)).encode()).hexdigest(),
         "start_sha256": hash_state(module.state_dict()),
     }
