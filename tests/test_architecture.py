@@ -14,7 +14,8 @@ FLOORS = (
     {"behaviour"},
     {"interventions"},
     {"circuits"},
-    {"training", "plasticity", "report", "subject"},
+    {"training", "plasticity", "localisation", "report", "subject"},
+    {"comparison"},
     {"study", "patch", "discovery", "evaluation", "progress"},
     {"cli", "__init__"},
 )

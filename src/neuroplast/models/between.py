@@ -95,6 +95,20 @@ class Between:
         for name, weight in self.model.module.named_parameters():
             torch.lerp(self._start[name], self._end[name], way, out=weight.data)
 
+    @torch.no_grad()
+    def drift(self, seed: int) -> None:
+        """Sets the model to a twin of `start` that went as far as `end`, in a direction drawn at random.
+
+        Args:
+            seed: seed of the direction. Each weight (a whole tensor) moves as far as it does between the checkpoints.
+        """
+        for number, (name, weight) in enumerate(self.model.module.named_parameters()):
+            start = self._start[name]
+            size = (self._end[name] - start).float().norm()
+            generator = torch.Generator().manual_seed(1_000_003 * seed + number)
+            noise = torch.randn(weight.shape, generator=generator).to(weight.device)
+            weight.data.copy_(start + (noise * (size / noise.norm())).to(weight.dtype))
+
     def change(self, module: nn.Module) -> Mapping[str, Tensor]:
         """How much each own weight of a module differs, end minus start."""
         return {name: self._end[full] - self._start[full] for name, full in self.changed[module].items()}

@@ -1,0 +1,90 @@
+"""What was spared: other tasks, and text in general (the specificity battery).
+
+Of every task: its logit difference before and after, against drift; the effects of all heads on its logits before and
+after. A task that `start` does not do cannot be damaged and is `undefined`. Of text that `start` wrote: how far the
+expectations of the other checkpoint diverge from its own, against drift, and the change of perplexity.
+
+Each test has a chance of 0.05 to call harmless drift damage; with several tasks that adds up.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float
+
+from neuroplast.comparison.behaviour_change import BehaviourChange
+from neuroplast.comparison.mechanism import Mechanism
+from neuroplast.comparison.verdict import Status, status_of
+from neuroplast.errors import InputError
+from neuroplast.models.network import Network
+from neuroplast.statistics import LEVEL, Estimate
+from neuroplast.tasks import TASKS, build_prompt_set
+from neuroplast.tasks.prompts import PromptSet
+
+
+@dataclass(frozen=True)
+class TaskChange:
+    """What became of a task."""
+
+    behaviour: BehaviourChange
+    """Its logit difference."""
+    mechanism: Mechanism
+    """Its head effects."""
+
+    @property
+    def status(self) -> Status:
+        """Whether it was spared."""
+        return status_of(self.behaviour)
+
+
+@dataclass(frozen=True)
+class TextChange:
+    """What became of text that `start` wrote."""
+
+    divergence: Estimate
+    """KL divergence of the other checkpoint's expectations from those of `start`, in nats a token."""
+    drift: Float[np.ndarray, "twin"]
+    """The twins' divergence."""
+    start_perplexity: Estimate
+    """Perplexity of `start` on its own text."""
+    end_perplexity: Estimate
+    """Perplexity of the other."""
+
+    @property
+    def p(self) -> float | None:
+        """The chance that drift diverges as far."""
+        if not len(self.drift) or self.divergence.value is None:
+            return None
+        return (1 + int((self.drift >= self.divergence.value).sum())) / (1 + len(self.drift))
+
+    @property
+    def status(self) -> Status:
+        """`damaged` where it diverges further than drift does."""
+        if self.p is None:
+            return "undefined"
+        return "damaged" if self.p <= 1 - LEVEL else "spared"
+
+
+def build_battery(
+    model: Network, n_prompts: int, seed: int, besides: str
+) -> tuple[Mapping[str, PromptSet], Mapping[str, str]]:
+    """Prompts of all tasks but one, and why some have none.
+
+    Args:
+        model: whose tokenizer reads them.
+        n_prompts: prompts of each.
+        seed: their seed.
+        besides: the task that is left out.
+    """
+    found: dict[str, PromptSet] = {}
+    missing: dict[str, str] = {}
+    for name, task in TASKS.items():
+        if name == besides:
+            continue
+        try:
+            records = task.build_records(model.tokenizer, n_prompts, seed, counterfactual=task.counterfactuals[0])
+            found[name] = build_prompt_set(model.tokenizer, name, records)
+        except InputError as error:  # its words are not in this tokenizer
+            missing[name] = str(error)
+    return found, missing
