@@ -1,6 +1,6 @@
 """The definitions, slow and obvious: one full forward pass of one unpadded prompt a number, plain hooks, no engine."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 
@@ -14,7 +14,8 @@ from neuroplast.components import Node
 from neuroplast.tasks.prompts import PromptSet
 
 Key = tuple[str, int, int]
-"""What (q, k, v, pattern, z, attention, mlp, mlp_input, residual), layer, head; the head is 0 where there is none."""
+"""What (q, k, v, keys, pattern, values, z, attention, mlp, mlp_input, residual), layer, head; the head is 0 where
+there is none."""
 
 
 @dataclass
@@ -36,6 +37,14 @@ class Pass:
         self.seen[key] = value
         return value
 
+    def by_query(self, key: Key, seen: Tensor, result: Callable[[Tensor], Tensor]) -> Tensor:
+        """What comes of keys or values of shape (pos, d); of others for the queries where they are replaced."""
+        self.seen[key] = seen
+        if key not in self.replace:
+            return result(seen)
+        where, others = self.replace[key]
+        return torch.where(where[:, None], result(others), result(seen))
+
 
 current: list[Pass] = []
 
@@ -50,9 +59,15 @@ def attention(module, query, key, value, attention_mask, scaling=None, **_):
             now.through((name, layer, head), each[0, head])
             for name, each in zip("qkv", (query, key, value), strict=True)
         )
-        scores = q @ k.T * (scaling or q.shape[-1] ** -0.5) + attention_mask[0, 0]
-        pattern = now.through(("pattern", layer, head), scores.softmax(-1))
-        heads.append(now.through(("z", layer, head), pattern @ v))
+        scale = scaling or q.shape[-1] ** -0.5
+
+        def attend(k, scale=scale, q=q):
+            return (q @ k.T * scale + attention_mask[0, 0]).softmax(-1)
+
+        pattern = now.by_query(("keys", layer, head), k, attend)
+        pattern = now.through(("pattern", layer, head), pattern)
+        z = now.by_query(("values", layer, head), v, lambda v, pattern=pattern: pattern @ v)
+        heads.append(now.through(("z", layer, head), z))
     return torch.stack(heads, dim=1)[None], None
 
 

@@ -12,7 +12,7 @@ heads = st.builds(
     layers,
     st.sampled_from(range(4)),
     positions,
-    st.sampled_from([None, "q", "k", "v", "pattern"]),
+    st.sampled_from([None, "q", "k", "v", "keys", "pattern", "values"]),
 )
 blocks = st.builds(
     lambda kind, layer, at: Node(kind, layer, position=at),

@@ -9,7 +9,7 @@ def test_a_head_has_many_spellings(text: str):
     assert parse_node(text) == Node("head", 23, 3)
 
 
-NAMES = "input logits m11 a5 r0 a0.h0 a23.h3@end m2@s1+1 a1.h2<q>@s2 a1.h2<pattern>"
+NAMES = "input logits m11 a5 r0 a0.h0 a23.h3@end m2@s1+1 a1.h2<q>@s2 a1.h2<pattern> a1.h2<keys>@s2 a1.h2<values>"
 NO_NAMES = "a23. h3 a-1.h2 m head a1.h2.3 (1 2) a1.h2<z> m3<q> logits@"
 
 

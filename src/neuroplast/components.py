@@ -4,7 +4,9 @@
 |---|---|
 | `input` | the embedding: the residual stream entering layer 0 |
 | `a23.h3` | a head; its value z is what is patched |
-| `a23.h3<q>` | what a head reads: its query, key (`<k>`), value (`<v>`) or attention pattern (`<pattern>`) |
+| `a23.h3<q>` | what a head reads: its query; its key (`<k>`) or value (`<v>`), as all later queries see it |
+| `a23.h3<pattern>` | what one query makes of the others: its row of the attention pattern |
+| `a23.h3<keys>` | the keys of all positions, as one query sees them; in the same way the values (`<values>`) |
 | `a23` | a whole attention block: its output |
 | `m11` | an MLP |
 | `r5` | the residual stream entering layer 5 |
@@ -25,7 +27,7 @@ from neuroplast.errors import InputError
 NodeKind = Literal["input", "head", "attention", "mlp", "residual", "logits"]
 ReadChannel = Literal["q", "k", "v"]
 """What a head reads the residual stream through."""
-Channel = ReadChannel | Literal["pattern"]
+Channel = ReadChannel | Literal["pattern", "keys", "values"]
 READ_CHANNELS: tuple[ReadChannel, ...] = ("q", "k", "v")
 
 Kind = Literal["q", "k", "v", "o", "bias", "mlp", "norm", "embedding", "unembedding"]
@@ -34,10 +36,11 @@ HEAD_KINDS: tuple[Kind, ...] = ("q", "k", "v", "o")
 LAYER_KINDS: tuple[Kind, ...] = ("bias", "mlp", "norm")
 
 _HEAD = re.compile(
-    r"^(?:a(\d+)\.h(\d+)|(\d+)\.(\d+)|L(\d+)H(\d+)|\((\d+),\s*(\d+)\))(?:<(q|k|v|pattern)>)?$", re.IGNORECASE
+    r"^(?:a(\d+)\.h(\d+)|(\d+)\.(\d+)|L(\d+)H(\d+)|\((\d+),\s*(\d+)\))(?:<(q|k|v|pattern|keys|values)>)?$",
+    re.IGNORECASE,
 )
 _LAYER = re.compile(r"^([amr])(\d+)$", re.IGNORECASE)
-CHANNELS: dict[str, Channel] = {"q": "q", "k": "k", "v": "v", "pattern": "pattern"}
+CHANNELS: dict[str, Channel] = {channel: channel for channel in (*READ_CHANNELS, "pattern", "keys", "values")}
 _LAYER_KINDS: dict[str, NodeKind] = {"a": "attention", "m": "mlp", "r": "residual"}
 _DIGITS = 9
 """More digits than that are no index; Python refuses to convert some thousand of them."""
@@ -56,7 +59,7 @@ class Node:
     position: str | None = None
     """A named position of the task, such as `end`, or a token index; None means every position."""
     channel: Channel | None = None
-    """What of a head: its query, key, value or pattern; None is the head itself, its output z."""
+    """What of a head, by the table above; None is the head itself, its output z."""
 
     def __post_init__(self) -> None:
         if (self.layer is not None) != (self.kind not in ("input", "logits")):

@@ -46,3 +46,8 @@ def unknown_name(kind: str, got: str, known: Iterable[str]) -> InputError:
     near = get_close_matches(str(got).lower(), names, n=1, cutoff=0.5)
     hint = f"did you mean {near[0]!r}? " if near else ""
     return InputError(f"unknown {kind} {got!r}: {hint}valid are {', '.join(names)}")
+
+
+def first_line(error: object) -> str:
+    """The first line of what an error of another library says, or its name."""
+    return (str(error).strip() or type(error).__name__).split("\n")[0]

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 from architectures import random_model
 from neuroplast.errors import InputError
 from neuroplast.interventions.activation_patching import activation_patch
+from neuroplast.interventions.selection import SITE_WORDS
 from neuroplast.models.network import Network
 from neuroplast.tasks.prompts import PromptSet
 from oracle import Oracle, activation_effect, prompts_of
@@ -23,7 +24,7 @@ def compare(fast, family, prompts, into="clean"):
         torch.testing.assert_close(fast.effects[row], torch.stack(slow), atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("word", ["heads", "q", "k", "v", "pattern", "attention", "mlps", "residual"])
+@pytest.mark.parametrize("word", SITE_WORDS)
 def test_every_kind_of_place_at_every_named_position(
     network: Network, named_prompts: PromptSet, family: str, word: str
 ):

@@ -16,7 +16,7 @@ from places import sites
 FEW = settings(
     max_examples=15, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
-WORDS = ["heads", "q", "k", "v", "pattern", "attention", "mlps", "residual"]
+WORDS = ["heads", "q", "k", "v", "keys", "pattern", "values", "attention", "mlps", "residual"]
 
 
 def tuned_model(family: str):
@@ -76,6 +76,38 @@ def test_every_kind_of_place_at_every_named_position(
     torch.testing.assert_close(few.effects, found.effects[some], atol=1e-5, rtol=1e-5)
     compare(few, family, named_prompts)
     assert (found.effects.abs().amax(dim=1) > 1e-4).any(), "an oracle that only sees zeros shows nothing"
+
+
+def test_all_inputs_of_a_head_together_are_its_output_and_two_of_them_its_pattern(
+    network: Network, tuned: Network, named_prompts: PromptSet
+):
+    def groups(*channels: str | None):
+        return [
+            [Node("head", layer, layer + 1, position, channel) for channel in channels]
+            for layer in range(3)
+            for position in ("end", "a", None)
+        ]
+
+    found = [
+        cross_patch(network, tuned, named_prompts, sites=groups(*channels)).effects
+        for channels in (("q", "keys", "values"), (None,), ("q", "keys"), ("pattern",), ("keys", "values"))
+    ]
+    torch.testing.assert_close(found[0], found[1], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(found[2], found[3], atol=1e-5, rtol=1e-5)
+    assert min((found[4] - other).abs().max() for other in found[:4]) > 1e-3
+
+
+@pytest.mark.parametrize(("held", "live"), [("keys", "k"), ("values", "v")])
+def test_what_one_query_sees_changes_no_other_positions_output(
+    network: Network, tuned: Network, named_prompts: PromptSet, held: str, live: str
+):
+    # Behind the last layer only END is read.
+    effects = [
+        cross_patch(network, tuned, named_prompts, sites=f"a2.h1<{channel}>@b").effects[0] for channel in (held, live)
+    ]
+    elsewhere = named_prompts.positions["b"] != named_prompts.positions["end"]
+    assert effects[0][elsewhere].abs().max() < 1e-5
+    assert effects[1][elsewhere].abs().max() > 1e-3
 
 
 @FEW

@@ -21,7 +21,7 @@ from neuroplast.interventions.path_patching import path_patch
 from neuroplast.models.attention import AttentionCall, tapped
 from neuroplast.models.build import build_network
 from neuroplast.models.network import Network, logits_at
-from neuroplast.models.replay import at_positions, record
+from neuroplast.models.replay import Edit, at_positions, record
 from neuroplast.tasks.prompts import PromptSet
 
 SMALL = {"vocab_size": 60, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
@@ -57,6 +57,28 @@ def test_replaying_every_layer_gives_the_models_own_logits(network: Network, tok
     torch.testing.assert_close(
         network.readout(residual[:, 0], choices), logits.gather(1, choices), atol=1e-4, rtol=1e-4
     )
+
+
+def test_keys_and_values_of_one_query_change_its_output_only(network: Network, token_prompts: PromptSet):
+    mine, other = (
+        record(network, tokens, ["query", "key", "value", "z"])
+        for tokens in (token_prompts.clean, token_prompts.counterfactual)
+    )
+    layer, head, query = 1, 2, 5
+    where = torch.zeros(len(token_prompts), 1, token_prompts.width, dtype=torch.bool)
+    where[:, :, query] = True
+    keys, values = (
+        kept[layer][:, network.kv_head(head)].flatten(1)[:, None, None] for kept in (other.key, other.value)
+    )
+    edits = [
+        Edit("query", where, other.query[layer][:, head, None], head),
+        Edit("keys", where, keys, head),
+        Edit("values", where, values, head),
+    ]
+    edited = record(network, token_prompts.clean, ["z"], edits={layer: edits}).z[layer]
+    torch.testing.assert_close(edited[:, query, head], other.z[layer][:, query, head], atol=1e-5, rtol=1e-5)
+    edited[:, query, head] = mine.z[layer][:, query, head]
+    torch.testing.assert_close(edited, mine.z[layer], atol=1e-6, rtol=1e-6)
 
 
 def test_nothing_is_left_behind_after_an_error(network: Network, token_prompts: PromptSet):

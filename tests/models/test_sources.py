@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from neuroplast.errors import InputError, NeuroplastError
 from neuroplast.models import sources
+from neuroplast.models.network import require_finite
 from neuroplast.models.sources import TINY, list_models, load_model, weights_sha256
 
 
@@ -88,6 +89,23 @@ def test_missing_weights_are_not_filled_with_random_numbers(folder: Path):
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
     with pytest.raises(InputError, match=r"1 weights are missing .*transformer\.h\.0\.attn\.c_attn\.weight"):
         load_model(folder)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+def test_weights_that_are_not_finite_are_named(folder: Path, bad: float):
+    weights = load_file(folder / "model.safetensors")
+    names = ("transformer.h.1.mlp.c_fc.weight", "transformer.h.2.attn.c_attn.bias")
+    weights[names[0]][0, :3] = bad
+    weights[names[1]][0] = bad
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    expected = rf"my model – copy is damaged: {names[0]} holds 3 of \d+ numbers .*; so do 1 more of its \d+ weights"
+    with pytest.raises(InputError, match=expected) as caught:
+        load_model(folder)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_sum_that_overflows_is_no_damage():
+    require_finite({"large": torch.full((4,), 3e38)}, "model")
 
 
 def test_code_that_comes_with_a_model_is_never_run(folder: Path, tmp_path: Path):

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, TypeGuard, cast
 
 from neuroplast.circuits.circuit import SIGN, Circuit, Part, Role, Shape
-from neuroplast.components import Edge, Node, parse_edge, parse_node
+from neuroplast.components import READ_CHANNELS, Edge, Node, parse_edge, parse_node
 from neuroplast.errors import InputError
 from neuroplast.memory import show_size
 from neuroplast.storage import write_json
@@ -252,7 +252,11 @@ class _Names:
                 raise InputError(f"not the name of a part: {name[:60]!r}")
             node = parse_node(name)
             # Else one part could be listed twice, as a0.h1 and as 0.1.
-            if str(node) != name or node.kind in ("attention", "residual") or node.channel == "pattern":
+            if (
+                str(node) != name
+                or node.kind in ("attention", "residual")
+                or node.channel not in (None, *READ_CHANNELS)
+            ):
                 raise InputError(f"not the name of a part in a circuit's file: {name[:60]!r}")
             if not self.shape.has(node):
                 raise InputError(

@@ -34,6 +34,8 @@ PLACE_OF: Mapping[str, Place] = {
     "k": "key",
     "v": "value",
     "pattern": "pattern",
+    "keys": "keys",
+    "values": "values",
     "head": "z",
     "attention": "attention",
     "mlp": "mlp",
@@ -41,6 +43,8 @@ PLACE_OF: Mapping[str, Place] = {
     "input": "residual",
 }
 """The place of a node, by its channel or else its kind."""
+RECORDED: Mapping[Place, Place] = {"keys": "key", "values": "value"}
+"""Where a recording has what one query sees."""
 BASE_PLACES: tuple[Place, ...] = ("residual", "key", "value")
 """What copies need of the run that is patched."""
 
@@ -62,8 +66,9 @@ def activation_patch(
     Args:
         model: the instrumented model.
         prompts: clean prompts with their counterfactuals.
-        sites: `heads` (z), `q`, `k`, `v`, `pattern`, `attention`, `mlps`, `residual`, or nodes and groups, such as
-            `r5@s2, a9.h1<q>@end, a0.h1+m0`; each is patched alone, at its position, at all, or at `each` in turn.
+        sites: `heads` (z), `q`, `k`, `v`, `pattern`, `keys`, `values`, `attention`, `mlps`, `residual`, or nodes and
+            groups, such as `r5@s2, a9.h1<q>@end, a0.h1+m0`; each is patched alone, at its position, at all, or at
+            `each` in turn.
         into: the run that is patched: `clean` with counterfactual values, or `counterfactual` with clean ones.
         memory: bound on the process's memory, such as `4GiB`; None takes what is free. Results do not change.
         progress: called with (steps done, steps in all).
@@ -77,7 +82,7 @@ def activation_patch(
     if into not in INTO:
         raise unknown_name("run to patch into", into, INTO)
     groups = select_sites(sites, model, prompts)
-    places: set[Place] = {place_of(node) for group in groups for node in group}
+    places: set[Place] = {recorded_of(node) for group in groups for node in group}
 
     def build_pair(chunk: Chunk) -> Pair:
         return Pair(model, chunk, BASE_PLACES, places, into=into)
@@ -165,8 +170,10 @@ def _patch(
         found: list[Edit] = []
         for row, number in enumerate(members):
             for node in (node for node in groups[number] if (node.layer or 0) == layer):
-                value = at_positions(values_of(pair.model, pair.source, node), window.positions)[:, None]
-                mine = Edit(place_of(node), seen[node.position], value, node.head, slice(row, row + 1))
+                value = values_of(pair.model, pair.source, node)
+                if place_of(node) not in RECORDED:
+                    value = at_positions(value, window.positions)
+                mine = Edit(place_of(node), seen[node.position], value[:, None], node.head, slice(row, row + 1))
                 more = beside(pair, node, window) if beside is not None else ()
                 found += [mine, *(replace(edit, where=mine.where, copies=mine.copies) for edit in more)]
         return found
@@ -184,12 +191,18 @@ def place_of(node: Node) -> Place:
     return PLACE_OF[node.channel or node.kind]
 
 
-def values_of(model: Network, run: Recording, node: Node) -> Float[Tensor, "prompt pos d"]:
-    """What stands at a node in a run, at every position."""
-    place = place_of(node)
+def recorded_of(node: Node) -> Place:
+    """The place where a recording has a node's value."""
+    return RECORDED.get(place_of(node), place_of(node))
+
+
+def values_of(model: Network, run: Recording, node: Node) -> Float[Tensor, "prompt #pos d"]:
+    """What stands at a node in a run, at every position; for `keys` and `values`, one row for all of them."""
+    place = recorded_of(node)
     kept: Tensor = getattr(run, place)[node.layer or 0]
     if place == "z":
         return kept[:, :, node.head]
     if place in ("key", "value"):
-        return kept[:, model.kv_head(node.head or 0)]
+        kept = kept[:, model.kv_head(node.head or 0)]
+        return kept.flatten(1)[:, None] if place_of(node) in RECORDED else kept
     return kept[:, node.head] if place in ("query", "pattern") else kept

