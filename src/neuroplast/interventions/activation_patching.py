@@ -22,7 +22,7 @@ from neuroplast.components import Node
 from neuroplast.errors import unknown_name
 from neuroplast.interventions.chunks import Chunk, Progress, Size, copies_at_once, in_prompt_chunks
 from neuroplast.interventions.effects import Effects
-from neuroplast.interventions.pairs import Pair, recorded_bytes
+from neuroplast.interventions.pairs import Pair, columns_of, recorded_bytes
 from neuroplast.interventions.selection import Group, Selection, select_sites
 from neuroplast.models.network import Network
 from neuroplast.models.replay import Edit, Frame, Place, Recording, Window, at_positions, walk_free
@@ -182,6 +182,19 @@ def _patch(
 def place_of(node: Node) -> Place:
     """The place of a layer where a node's value stands."""
     return PLACE_OF[node.channel or node.kind]
+
+
+def values_differ(
+    pair: Pair, group: Group, where: Mapping[str | None, Bool[Tensor, "prompt pos"]]
+) -> Bool[Tensor, "prompt"]:
+    """On which prompts the values of some node of a group are not the same to the bit in both runs."""
+    found = torch.zeros(len(pair.chunk.rows), dtype=torch.bool, device=pair.model.device)
+    for node in group:
+        chosen = where[node.position]
+        columns = columns_of(chosen, pair.chunk.end)
+        mine, theirs = (at_positions(values_of(pair.model, run, node), columns) for run in (pair.base, pair.source))
+        found |= (mine != theirs).flatten(1).any(dim=1) & chosen.any(dim=1)
+    return found
 
 
 def values_of(model: Network, run: Recording, node: Node) -> Float[Tensor, "prompt pos d"]:
