@@ -4,6 +4,7 @@ import torch
 from neuroplast.errors import InputError, NeuroplastError
 from neuroplast.interventions import chunks
 from neuroplast.interventions.activation_patching import activation_patch
+from neuroplast.interventions.causal_tracing import causal_trace
 from neuroplast.interventions.edge_attribution import attribute_edges
 from neuroplast.interventions.edge_patching import patch_edges
 from neuroplast.interventions.path_patching import path_patch
@@ -17,6 +18,7 @@ RUNS = {
         path_patch(model, prompts, receivers="a2.h1<q>@end, a1.h0<v>@a, m2", **more).effects
     ),
     "activation": lambda model, prompts, **more: activation_patch(model, prompts, **more).effects,
+    "tracing": lambda model, prompts, **more: causal_trace(model, prompts, window=2, n_noise=2, **more).effects,
     "attribution": lambda model, prompts, **more: attribute_edges(model, prompts, per_prompt=True, **more).per_prompt,
     "edges": lambda model, prompts, **more: patch_edges(model, prompts, receivers="a1.h0<k>, m2", **more).effects,
 }
