@@ -9,7 +9,7 @@ import torch
 from architectures import random_model
 from neuroplast.components import Node
 from neuroplast.errors import InputError
-from neuroplast.interventions import causal_tracing
+from neuroplast.interventions import causal_tracing, chunks
 from neuroplast.interventions.causal_tracing import KINDS, Noise, causal_trace, embedding_deviation, restore
 from neuroplast.models.network import Network
 from neuroplast.tasks.prompts import PromptSet
@@ -135,6 +135,17 @@ def test_a_prompts_noise_does_not_depend_on_what_runs_beside_it(network: Network
     few = causal_trace(network, named_prompts[:2], sigma=0.5, n_noise=2, kinds="mlp,residual")
     assert few.kinds == ("residual", "mlp")
     torch.testing.assert_close(few.effects, whole.effects[[0, 2]][..., :2], atol=2e-5, rtol=1e-4)
+
+
+def test_the_random_state_and_how_draws_are_cut_into_chunks_change_nothing(
+    network: Network, named_prompts: PromptSet, monkeypatch: pytest.MonkeyPatch
+):
+    torch.manual_seed(1)
+    whole = causal_trace(network, named_prompts, sigma=0.5, n_noise=3)
+    monkeypatch.setitem(chunks.ROWS, "cpu", 40)
+    few = causal_trace(network, named_prompts, sigma=0.5, n_noise=3)
+    torch.testing.assert_close(few.effects, whole.effects, atol=2e-5, rtol=1e-4)
+    torch.testing.assert_close(few.noised, whole.noised, atol=2e-5, rtol=1e-4)
 
 
 def test_shares_are_of_what_the_noise_took(network: Network, named_prompts: PromptSet):
