@@ -13,41 +13,9 @@ from neuroplast.interventions import causal_tracing, chunks
 from neuroplast.interventions.causal_tracing import KINDS, Noise, causal_trace, embedding_deviation, restore
 from neuroplast.models.network import Network
 from neuroplast.tasks.prompts import PromptSet
-from oracle import Oracle, Pass, Prompt, key_of, prompts_of
+from oracle import Oracle, draw_noise, noised_run, prompts_of, tracing_effect
 
 SEED = 4
-
-
-def noised_run(oracle: Oracle, prompt: Prompt, noise: torch.Tensor, restored: dict) -> Pass:
-    """A full forward pass whose embeddings get noise, with values replaced by hooks."""
-    embedding = oracle.model.get_input_embeddings()
-    handle = embedding.register_forward_hook(lambda _, __, output: output + noise)
-    try:
-        return oracle.run(prompt.clean, restored)
-    finally:
-        handle.remove()
-
-
-def draws_of(prompt: Prompt, row: int, noised, sigma: float, n_noise: int, d_model: int) -> list[torch.Tensor]:
-    """The noise of a prompt, by its definition: a function of seed, draw, row and position."""
-    found = []
-    for draw in range(n_noise):
-        noise = torch.zeros(len(prompt.clean), d_model)
-        for position in {prompt.positions[name] for name in noised}:
-            values = np.random.default_rng((SEED, draw, row, position)).standard_normal(d_model, dtype=np.float32)
-            noise[position] = sigma * torch.from_numpy(values)
-        found.append(noise)
-    return found
-
-
-def slow_effect(oracle: Oracle, prompt: Prompt, noises, nodes) -> torch.Tensor:
-    clean = oracle.run(prompt.clean)
-    restored = {key_of(node): (prompt.where(node.position), clean.seen[key_of(node)]) for node in nodes}
-    changes = [
-        prompt.ld(noised_run(oracle, prompt, noise, restored)) - prompt.ld(noised_run(oracle, prompt, noise, {}))
-        for noise in noises
-    ]
-    return torch.stack(changes).mean()
 
 
 def by_hand(layer: int, window: int) -> list[int]:
@@ -61,13 +29,16 @@ def test_every_restored_value_is_what_a_full_forward_pass_gives(
 ):
     found = causal_trace(network, named_prompts, noised=noised, sigma=0.7, n_noise=2, window=window, seed=SEED)
     oracle, prompts = Oracle(random_model(family), family), prompts_of(named_prompts)
-    noises = [draws_of(prompt, row, noised, 0.7, 2, network.d_model) for row, prompt in enumerate(prompts)]
+    noises = [
+        [draw_noise(prompt, (SEED, draw, row), noised, 0.7, network.d_model) for draw in range(2)]
+        for row, prompt in enumerate(prompts)
+    ]
     for kind, name in enumerate(KINDS):
         for layer in range(3):
             layers = [layer] if name == "residual" else by_hand(layer, window)
             for place, position in enumerate(("a", "b", "end")):
                 nodes = [Node(name, each, position=position) for each in layers]
-                slow = [slow_effect(oracle, *each, nodes) for each in zip(prompts, noises, strict=True)]
+                slow = [tracing_effect(oracle, *each, nodes) for each in zip(prompts, noises, strict=True)]
                 fast = found.effects[kind, layer, place]
                 torch.testing.assert_close(fast, torch.stack(slow), atol=1e-4, rtol=1e-4)
     clean = torch.stack([prompt.ld(oracle.run(prompt.clean)) for prompt in prompts])
