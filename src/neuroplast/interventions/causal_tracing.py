@@ -21,7 +21,7 @@ position, whatever else is noised and however the work is cut, so checkpoints ge
 Deviations: the metric is LD, not the probability of the answer. The standard deviation is that of the vocabulary's
 embeddings, not of a sample of subjects. The window grows with the model (10 of GPT-2 XL's 48 layers in the paper, a
 fifth of the layers here). Draws are 3, not 10: means here are over prompts too, which differ more than draws do (on IOI
-in SmolLM2-135M, three times the variance of LD), so a prompt more says more than a draw more.
+in SmolLM2-135M, three times the variance of LD(noised)), so a prompt more says more than a draw more.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
