@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
@@ -242,6 +243,36 @@ def activation_effect(oracle: Oracle, prompt: Prompt, site: Sequence[Node], into
         key, where = key_of(node), prompt.where(node.position)
         replace[key] = (where | replace[key][0] if key in replace else where, other.seen[key])
     return prompt.ld(oracle.run(tokens, replace)) - prompt.ld(base)
+
+
+def noised_run(oracle: Oracle, prompt: Prompt, noise: Tensor, restored: Mapping[Key, tuple[Tensor, Tensor]]) -> Pass:
+    """A full forward pass whose embeddings get noise, with values replaced by hooks."""
+    embedding = oracle.model.get_input_embeddings()
+    handle = embedding.register_forward_hook(lambda _, __, output: output + noise)
+    try:
+        return oracle.run(prompt.clean, restored)
+    finally:
+        handle.remove()
+
+
+def draw_noise(prompt: Prompt, key: tuple[int, int, int], noised: Iterable[str], sigma: float, d_model: int) -> Tensor:
+    """The noise of a prompt by its definition, for (seed, draw, row)."""
+    noise = torch.zeros(len(prompt.clean), d_model)
+    for position in {prompt.positions[name] for name in noised}:
+        values = np.random.default_rng((*key, position)).standard_normal(d_model, dtype=np.float32)
+        noise[position] = sigma * torch.from_numpy(values)
+    return noise
+
+
+def tracing_effect(oracle: Oracle, prompt: Prompt, noises: Iterable[Tensor], nodes: Iterable[Node]) -> Tensor:
+    """What clean values bring back in noised runs, the mean over the draws."""
+    clean = oracle.run(prompt.clean)
+    restored = {key_of(node): (prompt.where(node.position), clean.seen[key_of(node)]) for node in nodes}
+    changes = [
+        prompt.ld(noised_run(oracle, prompt, noise, restored)) - prompt.ld(noised_run(oracle, prompt, noise, {}))
+        for noise in noises
+    ]
+    return torch.stack(changes).mean()
 
 
 def attribution(

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from neuroplast.errors import NeuroplastError
     from neuroplast.evaluation import EvaluateConfig, run_evaluate
     from neuroplast.interventions.activation_patching import activation_patch
+    from neuroplast.interventions.causal_tracing import causal_trace
     from neuroplast.interventions.cross_model import cross_patch
     from neuroplast.interventions.edge_attribution import attribute_edges
     from neuroplast.interventions.edge_patching import patch_edges
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from neuroplast.patch import PatchConfig, run_patch
     from neuroplast.report import write_report
     from neuroplast.report.circuit import draw_circuit
+    from neuroplast.report.traces import draw_traces
     from neuroplast.study import build_config, run_study
     from neuroplast.training import FinetuneConfig, train
 
@@ -46,9 +48,11 @@ __all__ = [
     "build_config",
     "build_ledger",
     "build_network",
+    "causal_trace",
     "cross_patch",
     "discover",
     "draw_circuit",
+    "draw_traces",
     "edge_curve",
     "evaluate",
     "list_models",
@@ -80,9 +84,11 @@ _HOMES = {
     "build_config": "study",
     "build_ledger": "interventions.ledger",
     "build_network": "models.build",
+    "causal_trace": "interventions.causal_tracing",
     "cross_patch": "interventions.cross_model",
     "discover": "circuits.discover",
     "draw_circuit": "report.circuit",
+    "draw_traces": "report.traces",
     "edge_curve": "circuits.edge_criteria",
     "evaluate": "circuits.evaluate",
     "list_models": "models.sources",

@@ -4,6 +4,7 @@ import torch
 from neuroplast.errors import InputError, NeuroplastError
 from neuroplast.interventions import chunks
 from neuroplast.interventions.activation_patching import activation_patch
+from neuroplast.interventions.causal_tracing import causal_trace
 from neuroplast.interventions.edge_attribution import attribute_edges
 from neuroplast.interventions.edge_patching import patch_edges
 from neuroplast.interventions.path_patching import path_patch
@@ -17,6 +18,7 @@ RUNS = {
         path_patch(model, prompts, receivers="a2.h1<q>@end, a1.h0<v>@a, m2", **more).effects
     ),
     "activation": lambda model, prompts, **more: activation_patch(model, prompts, **more).effects,
+    "tracing": lambda model, prompts, **more: causal_trace(model, prompts, window=2, n_noise=1, **more).effects,
     "attribution": lambda model, prompts, **more: attribute_edges(model, prompts, per_prompt=True, **more).per_prompt,
     "edges": lambda model, prompts, **more: patch_edges(model, prompts, receivers="a1.h0<k>, m2", **more).effects,
 }
@@ -116,6 +118,8 @@ def test_progress_counts_up_to_the_end(network: Network, named_prompts: PromptSe
     assert calls[-1][0] == calls[-1][1] and all(done < total for done, total in calls[:-1])
 
 
+# In a trace the noise belongs to the row.
+@pytest.mark.parametrize("run", [each for name, each in RUNS.items() if name != "tracing"])
 def test_the_random_state_and_the_order_of_prompts_do_not_matter(network: Network, named_prompts: PromptSet, run):
     order = torch.tensor([2, 0, 3, 1])
     torch.manual_seed(1)

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from neuroplast.components import parse_edge, parse_node
+from neuroplast.components import parse_edge, parse_group, parse_node
 from neuroplast.interventions.ablation import build_ablation
 from neuroplast.interventions.activation_patching import activation_patch
+from neuroplast.interventions.causal_tracing import Noise, embedding_deviation, restore
 from neuroplast.interventions.edge_patching import patch_edges
 from neuroplast.interventions.knockout import run_knockouts
 from neuroplast.interventions.path_patching import path_patch
@@ -20,7 +21,7 @@ from neuroplast.models.network import Network
 from neuroplast.models.sources import load_model
 from neuroplast.tasks import ioi
 from neuroplast.tasks.prompts import PromptSet
-from oracle import Oracle, activation_effect, path_effect, prompts_of
+from oracle import Oracle, activation_effect, draw_noise, path_effect, prompts_of, tracing_effect
 
 pytestmark = pytest.mark.real
 FIXTURE = Path(__file__).parents[1] / "fixtures" / "smollm2_ioi.json"
@@ -83,6 +84,24 @@ def test_every_intervention_agrees_with_full_forward_passes(smollm2: Network):
         build_network(smollm2.module, smollm2.tokenizer, smollm2.name)
     for name, found in fast.items():
         torch.testing.assert_close(found.effects, torch.tensor(slow[name]), atol=1e-4, rtol=1e-4)
+
+
+def test_causal_tracing_agrees_with_full_forward_passes(smollm2: Network):
+    prompts, noised = ioi.prompts(smollm2, n=2, seed=4), ("io", "s1", "s2")
+    names = ("r0@io", "r10@s2", "r24@end", "a19@end+a20@end+a21@end", "m0@s1+m1@s1+m2@s1", "a12@s1+1+a13@s1+1")
+    groups = [parse_group(name) for name in names]
+    noise = Noise(noised, 3 * embedding_deviation(smollm2), 2, 4)
+    fast, _, _ = restore(smollm2, prompts, groups, noise)
+    build_network(smollm2.module, smollm2.tokenizer, smollm2.name)
+    oracle, width = Oracle(smollm2.module, "llama"), smollm2.d_model
+    try:
+        slow = torch.zeros(len(groups), len(prompts))
+        for row, text in enumerate(prompts_of(prompts)):
+            noises = [draw_noise(text, (4, draw, row), noised, noise.sigma, width) for draw in range(2)]
+            slow[:, row] = torch.stack([tracing_effect(oracle, text, noises, group) for group in groups])
+    finally:
+        build_network(smollm2.module, smollm2.tokenizer, smollm2.name)
+    torch.testing.assert_close(fast, slow, atol=1e-4, rtol=1e-4)
 
 
 PROBE = r"""

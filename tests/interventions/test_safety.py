@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from neuroplast.interventions.activation_patching import activation_patch
+from neuroplast.interventions.causal_tracing import causal_trace
 from neuroplast.interventions.edge_attribution import attribute_edges
 from neuroplast.interventions.edge_patching import patch_edges
 from neuroplast.interventions.path_patching import path_patch
@@ -20,6 +21,7 @@ INTERVENTIONS = {
     "activation": lambda model, prompts: activation_patch(
         model, prompts, sites="heads@a, q@end, k, pattern, m1, r2@b, a0"
     ),
+    "tracing": lambda model, prompts: causal_trace(model, prompts, window=2, n_noise=1),
     "attribution": lambda model, prompts: attribute_edges(model, prompts, method="ceap", steps=2),
     "edges": lambda model, prompts: patch_edges(model, prompts, receivers="a1.h0<k>, m2, logits"),
 }

@@ -22,7 +22,7 @@ from neuroplast.components import Node
 from neuroplast.errors import unknown_name
 from neuroplast.interventions.chunks import Chunk, Progress, Size, copies_at_once, in_prompt_chunks
 from neuroplast.interventions.effects import Effects
-from neuroplast.interventions.pairs import Pair, recorded_bytes
+from neuroplast.interventions.pairs import Pair, columns_of, recorded_bytes
 from neuroplast.interventions.selection import Group, Selection, select_sites
 from neuroplast.models.network import Network
 from neuroplast.models.replay import Edit, Frame, Place, Recording, Window, at_positions, walk_free
@@ -194,6 +194,21 @@ def place_of(node: Node) -> Place:
 def recorded_of(node: Node) -> Place:
     """The place where a recording has a node's value."""
     return RECORDED.get(place_of(node), place_of(node))
+
+
+def values_differ(
+    pair: Pair, group: Group, where: Mapping[str | None, Bool[Tensor, "prompt pos"]]
+) -> Bool[Tensor, "prompt"]:
+    """On which prompts the values of some node of a group are not the same to the bit in both runs."""
+    found = torch.zeros(len(pair.chunk.rows), dtype=torch.bool, device=pair.model.device)
+    for node in group:
+        chosen = where[node.position]
+        mine, theirs = (values_of(pair.model, run, node) for run in (pair.base, pair.source))
+        if mine.shape[1] > 1:
+            columns = columns_of(chosen, pair.chunk.end)
+            mine, theirs = at_positions(mine, columns), at_positions(theirs, columns)
+        found |= (mine != theirs).flatten(1).any(dim=1) & chosen.any(dim=1)
+    return found
 
 
 def values_of(model: Network, run: Recording, node: Node) -> Float[Tensor, "prompt #pos d"]:

@@ -31,7 +31,13 @@ from torch import Tensor
 
 from neuroplast.components import Node
 from neuroplast.errors import unknown_name
-from neuroplast.interventions.activation_patching import BASE_PLACES, patch_sites, recorded_of, values_of
+from neuroplast.interventions.activation_patching import (
+    BASE_PLACES,
+    patch_sites,
+    recorded_of,
+    values_differ,
+    values_of,
+)
 from neuroplast.interventions.chunks import Chunk, Progress
 from neuroplast.interventions.effects import group_name
 from neuroplast.interventions.pairs import Pair, recorded_bytes
@@ -137,12 +143,10 @@ def _differs(
     through: Network, pair: Pair, group: Group, where: Mapping[str | None, Bool[Tensor, "prompt pos"]]
 ) -> Bool[Tensor, "prompt"]:
     """On which prompts something is patched that is not there already."""
-    found = torch.zeros(len(pair.chunk.rows), dtype=torch.bool, device=pair.model.device)
-    for node in group:
-        mine, theirs = (values_of(pair.model, run, node) for run in (pair.base, pair.source))
-        differs = (mine != theirs).any(dim=-1)
-        if through is not pair.model and _is_head(node):
+    found = values_differ(pair, group, where)
+    if through is not pair.model:
+        for node in filter(_is_head, group):
             weights = [model.head_weights(node.layer or 0)[node.head or 0] for model in (pair.model, through)]
-            differs |= not torch.equal(*weights)
-        found |= (differs & where[node.position]).any(dim=-1)
+            if not torch.equal(*weights):
+                found |= where[node.position].any(dim=1)
     return found

@@ -26,6 +26,7 @@ class Pair:
         into: str = "clean",
         donor: Network | None = None,
         edits: Mapping[int, Sequence[Edit]] | None = None,
+        base_edits: Mapping[int, Sequence[Edit]] | None = None,
     ) -> None:
         """Runs both.
 
@@ -35,15 +36,16 @@ class Pair:
             base: what to keep of the run that is patched.
             source: what to keep of the other.
             into: which run is patched, `clean` or `counterfactual`.
-            donor: the model that runs the same prompts instead of the other ones.
+            donor: the model (the same, or another) that runs the same prompts instead of the other ones.
             edits: replacements in both runs, by layer.
+            base_edits: replacements in the run that is patched, where they are other ones.
         """
         self.model, self.chunk = model, chunk
         tokens = (chunk.prompts.clean, chunk.prompts.counterfactual)
         of_base, of_source = tokens if into == "clean" else tokens[::-1]
         if donor is not None:
             of_source = of_base
-        self.base: Recording = record(model, of_base, base, edits=edits)
+        self.base: Recording = record(model, of_base, base, edits=edits if base_edits is None else base_edits)
         """The run that is patched."""
         self.source: Recording = record(donor or model, of_source, source, edits=edits)
         """The run whose values are patched in."""

@@ -42,7 +42,8 @@ QUERIES_A_BLOCK = 32
 
 @dataclass(frozen=True)
 class Recording:
-    """What a forward pass computed, by layer; at every position, as references to the pass's own tensors."""
+    """What a forward pass computed, by layer, replacements included; at every position, as references to the pass's own
+    tensors."""
 
     start: Start
     """What came before the layers."""
@@ -252,8 +253,6 @@ def record(
     recording = Recording(network.start(tokens))
     residual = recording.start.residual
     for layer in range(last):
-        if "residual" in keep:
-            recording.residual[layer] = residual
         run = _LayerRun(network, layer, (edits or {}).get(layer, ()), copies=1)
         residual = run(residual.unsqueeze(1), recording.start.calls[layer], recording, keep).squeeze(1)
     recording.residual[last] = residual
@@ -367,6 +366,8 @@ class _LayerRun:
         if "residual" in self.edits:
             residual = residual.clone()
             self._replace("residual", residual)
+        if recording is not None and "residual" in keep:
+            recording.residual[self.layer] = residual.squeeze(1)
         read: AttentionCall | None = None
         if tail < width and self.frame is not None:
             # Later positions of the window need the keys and values of the earlier ones, and nothing else.

@@ -15,10 +15,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-import matplotlib
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -27,7 +24,6 @@ from matplotlib.path import Path as Curve
 from matplotlib.typing import LineStyleType
 
 from neuroplast.circuits.circuit import Circuit
-from neuroplast.errors import InputError
 from neuroplast.report.circuit_layout import (
     BOX_HEIGHT,
     ENDS,
@@ -41,8 +37,8 @@ from neuroplast.report.circuit_layout import (
     shorten,
     sign_colour,
 )
-from neuroplast.report.figures import DPI
-from neuroplast.storage import atomic_file, write_text
+from neuroplast.report.figures import DPI, write_drawing
+from neuroplast.storage import write_text
 
 CIRCUIT_FILES = ("circuit.svg", "circuit.png", "nodes.csv", "edges.csv")
 STYLES: Mapping[str, Sequence[float]] = {"q": (), "k": (5.5, 2.2), "v": (1.3, 1.7), "": ()}
@@ -68,17 +64,7 @@ def write_circuit_drawing(circuit: Circuit, path: Path | str) -> None:
         InputError: for another kind of file.
         StorageError: when it cannot be written.
     """
-    path = Path(path)
-    kind = path.suffix.lower()
-    if kind not in (".svg", ".png"):
-        raise InputError(f"a circuit is drawn as .svg or .png, got {path.name!r}")
-    figure = draw_circuit(circuit)
-    with atomic_file(path) as temporary:
-        if kind == ".png":
-            FigureCanvasAgg(figure).print_png(temporary)
-        else:
-            with matplotlib.rc_context({"svg.hashsalt": "neuroplast"}):
-                FigureCanvasSVG(figure).print_svg(temporary, metadata={"Date": None})
+    write_drawing(lambda: draw_circuit(circuit), path, "a circuit is")
 
 
 def draw_circuit(circuit: Circuit) -> Figure:

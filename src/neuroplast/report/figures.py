@@ -1,4 +1,4 @@
-"""The PNG figures of a report, drawn by matplotlib without a display and without global state."""
+"""The figures of a report, drawn by matplotlib without a display and without global state."""
 
 # pyright: reportUnknownMemberType=false
 # matplotlib passes its **kwargs on untyped.
@@ -6,12 +6,15 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.typing import LineStyleType
 
+from neuroplast.errors import InputError
 from neuroplast.report import style
 from neuroplast.report.changes import largest_effect, training_paths
 from neuroplast.report.results import Estimate, StudyResults
@@ -39,6 +42,31 @@ def write_figures(results: StudyResults, folder: Path) -> None:
     for name, draw in drawings.items():
         with atomic_file(folder / f"{name}.png") as temporary:
             FigureCanvasAgg(draw(results)).print_png(temporary)
+
+
+def write_drawing(draw: Callable[[], Figure], path: Path | str, what: str) -> None:
+    """Draws into an `.svg` or `.png` file; the same figure gives the same bytes.
+
+    Args:
+        draw: makes the figure.
+        path: the file.
+        what: what is drawn, for an error: "a circuit is".
+
+    Raises:
+        InputError: for another kind of file.
+        StorageError: when it cannot be written.
+    """
+    path = Path(path)
+    kind = path.suffix.lower()
+    if kind not in (".svg", ".png"):
+        raise InputError(f"{what} drawn as .svg or .png, got {path.name!r}")
+    figure = draw()
+    with atomic_file(path) as temporary:
+        if kind == ".png":
+            FigureCanvasAgg(figure).print_png(temporary)
+        else:
+            with matplotlib.rc_context({"svg.hashsalt": "neuroplast"}):
+                FigureCanvasSVG(figure).print_svg(temporary, metadata={"Date": None})
 
 
 def draw_head_effects(results: StudyResults) -> Figure:
