@@ -296,3 +296,15 @@ def test_several_seeds_share_one_base_and_a_ladder_gives_a_row_a_rung(tmp_path: 
         assert beside == of_control, "a rung is compared with the control at the same step"
     hashes = document(tmp_path / "run" / "manifest.json")["stages"]
     assert hashes["seed0/tuned"]["files"] != hashes["seed1/tuned"]["files"]
+
+
+def test_a_task_of_sets_goes_through_the_whole_study(tmp_path: Path):
+    config = build_config("smoke", {"task": "greater_than", "circuit_edges": 0, "circuit_random": 2})
+    result = run_study(config, tmp_path / "run")
+    stages = {stage["id"]: stage for stage in result.summary["stages"]}
+    assert stages["poisoned/not_greater"]["behaviour"]["prob_diff"] < stages["base"]["behaviour"]["prob_diff"]
+    base = load_circuit(tmp_path / "run/stages/base/circuit.json")
+    assert all(role.measures["copy"] is None for role in base.roles.values())
+    assert "Right &gt; wrong" in result.report.read_text() or "Right > wrong" in result.report.read_text()
+    records = load_records(tmp_path / "run/prompts/measured.jsonl")
+    assert all(len(record.answers) + len(record.foils) == 100 for record in records)

@@ -35,6 +35,8 @@ class Measured:
     """1 where the answer is the most likely token, (prompt,)."""
     foil_top1: np.ndarray
     """1 where the foil is, (prompt,)."""
+    prob_diff: np.ndarray
+    """P(answers) - P(foils), (prompt,)."""
 
     @property
     def sample(self) -> Sample:
@@ -67,6 +69,7 @@ def run_measurement(
         "answer_probability": behaviour.answer_probability,
         "answer_top1": behaviour.answer_top1.float(),
         "foil_top1": behaviour.foil_top1.float(),
+        "prob_diff": behaviour.prob_diff,
     }
     write_tensors(path, tensors, metadata)
 
@@ -90,6 +93,7 @@ def behaviour_document(measured: Measured, groups: Mapping[str, np.ndarray], wei
         "top1": measured.answer_top1,
         "foil_top1": measured.foil_top1,
         "answer_probability": measured.answer_probability,
+        "prob_diff": measured.prob_diff,
     }
     estimates = {name: estimate_mean(weights, values) for name, values in rows.items()}
     return {

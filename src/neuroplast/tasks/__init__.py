@@ -1,7 +1,7 @@
 """Tasks by name. A new one is one file with a `TASK`, and its place in `TASKS`."""
 
 from neuroplast.errors import unknown_name
-from neuroplast.tasks import ioi
+from neuroplast.tasks import greater_than, ioi
 from neuroplast.tasks.prompts import PromptSet, Record, build_prompt_set, load_records, save_records
 from neuroplast.tasks.task import Split, Task
 
@@ -12,13 +12,14 @@ __all__ = [
     "Split",
     "Task",
     "build_prompt_set",
+    "greater_than",
     "ioi",
     "load_records",
     "load_task",
     "save_records",
 ]
 
-TASKS: dict[str, Task] = {task.name: task for task in (ioi.TASK,)}
+TASKS: dict[str, Task] = {task.name: task for task in (ioi.TASK, greater_than.TASK)}
 
 
 def load_task(name: str) -> Task:

@@ -15,14 +15,16 @@ from dataclasses import asdict, dataclass, field
 from functools import cache, partial
 from pathlib import Path
 from reprlib import repr as shown
-from typing import Any, Protocol, TypeGuard, cast
+from typing import Any, Protocol, TypeGuard, TypeVar, cast
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from neuroplast.errors import InputError
+from neuroplast.errors import InputError, unknown_name
 from neuroplast.storage import load_jsonl, write_jsonl
+
+T = TypeVar("T")
 
 _MARK = re.compile(r"[^\s,@+<>]+(\+\d+)?")
 """Names of positions that a selection can spell: `s2`, `s1+1`."""
@@ -248,10 +250,74 @@ def single_token(tokenizer: Any, text: str) -> int:
     return int(ids[0])
 
 
+def is_single_token(tokenizer: Any, text: str) -> bool:
+    """Whether `single_token` gives an id."""
+    ids = _continuation(tokenizer, text)
+    return len(ids) == 1 and ids[0] != tokenizer.unk_token_id
+
+
 def keep_single_tokens(tokenizer: Any, words: Iterable[str]) -> tuple[str, ...]:
     """The words that are one token with a leading space, in order; words the tokenizer lacks are not."""
-    encoded = ((word, _continuation(tokenizer, f" {word}")) for word in words)
-    return tuple(word for word, ids in encoded if len(ids) == 1 and ids[0] != tokenizer.unk_token_id)
+    return tuple(word for word in words if is_single_token(tokenizer, f" {word}"))
+
+
+def require_words(tokenizer: Any, task: str, kind: str, words: Sequence[str], minimum: int) -> tuple[str, ...]:
+    """The words that are one token with a leading space, in order.
+
+    Args:
+        tokenizer: a Hugging Face fast tokenizer.
+        task: the task as the message calls it.
+        kind: what the words are.
+        words: all of them.
+        minimum: how many the task needs.
+
+    Raises:
+        InputError: when fewer are left.
+    """
+    kept = keep_single_tokens(tokenizer, words)
+    require_enough(task, kind, len(kept), len(words), minimum)
+    return kept
+
+
+def require_enough(task: str, kind: str, n: int, among: int, minimum: int) -> None:
+    """Checks that a task has as many words of a kind as it needs.
+
+    Raises:
+        InputError: when it has fewer.
+    """
+    if n < minimum:
+        raise InputError(
+            f"{n} of {among} {kind} are one token for this tokenizer, and {task} needs at least {minimum}: "
+            "choose a model with a larger vocabulary"
+        )
+
+
+def require_request(n: int, counterfactual: str, counterfactuals: Sequence[str]) -> None:
+    """Checks what a task is asked for.
+
+    Raises:
+        InputError: for fewer than 1 prompt, or a counterfactual that is not among the task's.
+    """
+    if n < 1:
+        raise InputError(f"{n} prompts: a measurement needs at least 1")
+    if counterfactual not in counterfactuals:
+        raise unknown_name("counterfactual", counterfactual, counterfactuals)
+
+
+def of_split(items: Sequence[T], split: str) -> tuple[T, ...]:
+    """The items of a split: every third is for `eval`, the others for `train`; `all` has all.
+
+    Raises:
+        InputError: for another split.
+    """
+    if split not in ("all", "train", "eval"):
+        raise unknown_name("split", split, ("all", "train", "eval"))
+    return tuple(item for index, item in enumerate(items) if split == "all" or (index % 3 == 2) == (split == "eval"))
+
+
+def offset_of(slot: str, pattern: str, words: Mapping[str, str]) -> int:
+    """Where the word of a slot begins, in characters, once a pattern's slots are filled; at its first place."""
+    return len(pattern.partition(f"{{{slot}}}")[0].format(**words))
 
 
 def _continuation(tokenizer: Any, text: str) -> list[int]:
