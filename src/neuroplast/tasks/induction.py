@@ -3,12 +3,12 @@
 After Elhage et al. (2021, "A Mathematical Framework for Transformer Circuits") and Olsson et al. (2022, arXiv
 2209.11895): a sequence that means nothing is repeated, so nothing but the earlier occurrence tells what comes next.
 
-Steps: take random words of the tokenizer's own vocabulary; say `LENGTH` different ones, then the first few again. The
-answer is the word that followed last time, the foil another word of the sequence. In the counterfactual `unrepeated`
-the first half is other words, so there is nothing to copy, and neither answer nor foil has been said.
+Steps: say `LENGTH` different words, then the first few again. The answer is the word that followed last time, the foil
+another word of the sequence. In the counterfactual `unrepeated` the first half is other words, so there is nothing to
+copy, and neither answer nor foil has been said.
 
-Deviations: words are whole, lower-case and with a leading space, where the papers draw any tokens, so that a prompt is
-text and survives a tokenizer; and no word comes twice in one half.
+Deviations: words are the nouns of the other tasks that are one token with a leading space, where the papers draw any
+tokens, so that a prompt is text, survives a tokenizer and can be shown; and no word comes twice in one half.
 
 How many words are said again is the template: knocked-out heads are averaged among prompts that end at one place.
 """
@@ -16,40 +16,26 @@ How many words are said again is the template: knocked-out heads are averaged am
 import random
 from typing import Any
 
-from neuroplast.tasks.prompts import Record, keep_single_tokens, of_split, require_enough, require_request
+from neuroplast.tasks import agreement, greater_than, ioi
+from neuroplast.tasks.prompts import Record, of_split, require_request, require_words
 from neuroplast.tasks.task import Split, Task
 
 LENGTH = 10
 """Words in a sequence."""
 REPEATED = range(4, LENGTH)
 """How many of them are said again, the last of which is the last token of the prompt."""
-MOST_WORDS = 600
-"""Words that are taken of a vocabulary."""
-MINIMUM_WORDS = 3 * LENGTH
-LETTERS = range(3, 13)
-"""Lengths of words, in letters."""
+WORDS = tuple(dict.fromkeys((*ioi.PLACES, *ioi.OBJECTS, *greater_than.NOUNS, *(noun for noun, _ in agreement.NOUNS))))
+MINIMUM_WORDS = 2 * LENGTH
 COUNTERFACTUALS = ("unrepeated",)
 
 
 def names(tokenizer: Any, split: Split = "all") -> tuple[str, ...]:
-    """The words of a split: a fixed random choice of the tokenizer's vocabulary.
+    """The words of a split that are one token with a leading space.
 
     Raises:
         InputError: when fewer than `MINIMUM_WORDS` are left, or the split is unknown.
     """
-    tokens = list(range(len(tokenizer)))
-    random.Random("induction/words").shuffle(tokens)
-    words: dict[str, None] = {}
-    for token in tokens:
-        word = str(tokenizer.decode([token])).strip()
-        is_word = word.isascii() and word.isalpha() and word.islower() and len(word) in LETTERS
-        if is_word and word not in words and keep_single_tokens(tokenizer, [word]):
-            words[word] = None
-        if len(words) == MOST_WORDS:
-            break
-    kept = of_split(tuple(words), split)
-    require_enough("induction", "words of the vocabulary", len(kept), len(tokens), MINIMUM_WORDS)
-    return kept
+    return require_words(tokenizer, "induction", "words", of_split(WORDS, split), MINIMUM_WORDS)
 
 
 def build_records(
@@ -68,7 +54,7 @@ def build_records(
         Records with the marks `first` (where the last word stood before) and `first+1` (what followed it: the answer).
 
     Raises:
-        InputError: n below 1, an unknown split or counterfactual, or too few words in this vocabulary.
+        InputError: n below 1, an unknown split or counterfactual, or too few words left for this tokenizer.
     """
     require_request(n, counterfactual, COUNTERFACTUALS)
     words = names(tokenizer, split)
