@@ -9,6 +9,7 @@ import numpy as np
 
 from neuroplast.behaviour import measure_behaviour
 from neuroplast.components import Node
+from neuroplast.errors import StorageError
 from neuroplast.interventions.path_patching import path_patch
 from neuroplast.models.network import Network
 from neuroplast.plasticity import Restoration, Sample, restoration, similarity
@@ -75,8 +76,14 @@ def run_measurement(
 
 
 def load_measured(path: Path) -> Measured:
-    """Reads `effects.safetensors`, in float64."""
+    """Reads `effects.safetensors`, in float64.
+
+    Raises:
+        StorageError: when the file is damaged, or of a version that measured less.
+    """
     tensors = load_tensors(path)
+    if absent := set(Measured.__dataclass_fields__) - set(tensors):
+        raise StorageError(f"{path} has no {min(absent)}; remove it, then run the same command again")
     return Measured(**{name: tensors[name].double().numpy() for name in Measured.__dataclass_fields__})
 
 
