@@ -1,4 +1,4 @@
-"""What a model does on a task: logit difference, accuracy, top-1, the probability of the answer; prompt by prompt."""
+"""What a model does on a task: logit difference, accuracy, top-1, probabilities; prompt by prompt."""
 
 from dataclasses import dataclass
 
@@ -7,6 +7,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from neuroplast.models.network import Network
+from neuroplast.tasks.metric import log_odds_of_all, logit_of_set
 from neuroplast.tasks.prompts import PromptSet
 
 BATCH = 64
@@ -17,13 +18,15 @@ class Behaviour:
     """Next-token behaviour at END on the clean prompts; on the CPU."""
 
     logit_diff: Float[Tensor, "prompt"]
-    """logit(answer) - logit(foil); the metric LD."""
+    """logit(answer) - logit(foil), or the log odds of the sets; the metric LD. The prompt is done where it is > 0."""
     answer_probability: Float[Tensor, "prompt"]
-    """P(answer) over the whole vocabulary."""
+    """P(answer) over the whole vocabulary; of several answers, the sum."""
     answer_top1: Bool[Tensor, "prompt"]
-    """Whether the answer is the most likely token of all."""
+    """Whether the most likely token of all is an answer."""
     foil_top1: Bool[Tensor, "prompt"]
-    """Whether the foil is."""
+    """Whether it is a foil."""
+    prob_diff: Float[Tensor, "prompt"]
+    """The probability difference: sum of P over the answers - sum of P over the foils."""
 
 
 @torch.no_grad()
@@ -38,8 +41,11 @@ def measure_behaviour(model: Network, prompts: PromptSet) -> Behaviour:
     for start in range(0, len(prompts), BATCH):
         batch = prompts[start : start + BATCH]
         logits = model.logits(batch.clean, batch.positions["end"]).float().cpu()
-        answer = logits.gather(1, batch.answer[:, None])[:, 0]
-        foil = logits.gather(1, batch.foil[:, None])[:, 0]
-        top = logits.argmax(dim=1)
-        parts.append((answer - foil, (answer - logits.logsumexp(1)).exp(), top == batch.answer, top == batch.foil))
+        answers, foils = batch.answers, batch.foils
+        whole, top = logits.logsumexp(dim=1), logits.argmax(dim=1, keepdim=True)
+        p_answer, p_foil = (
+            (logit_of_set(logits.gather(1, tokens.clamp(min=0)), tokens) - whole).exp() for tokens in (answers, foils)
+        )
+        right, wrong = (top == answers).any(dim=1), (top == foils).any(dim=1)
+        parts.append((log_odds_of_all(logits, batch), p_answer, right, wrong, p_answer - p_foil))
     return Behaviour(*(torch.cat(column) for column in zip(*parts, strict=True)))

@@ -381,7 +381,8 @@ def report(
 
 
 def _print_story(summary: dict[str, Any]) -> None:
-    table = _table("stage", "steps", "LD [95 %]", "IO>S", "top-1", "effects ~ base", "undone")
+    right = "IO>S" if summary["task"] == "ioi" else "right>wrong"
+    table = _table("stage", "steps", "LD [95 %]", right, "top-1", "effects ~ base", "undone")
     for stage in summary["stages"]:
         behaviour, similarity = stage["behaviour"], stage["similarity_to_base"]
         restored = stage["restoration"] or {}
@@ -397,9 +398,9 @@ def _print_story(summary: dict[str, Any]) -> None:
         )
     stdout.print(table)
     stdout.print(
-        "LD: logit(answer) - logit(foil), mean over held-out prompts. effects ~ base: correlation of the effects "
-        "of all heads with the base's.\ncontrol: clean training of the undamaged base for as many steps as the "
-        "recovery took.",
+        "LD: logit(answer) - logit(foil), of several the log odds, mean over held-out prompts. effects ~ base: "
+        "correlation of the effects of all heads with the base's.\ncontrol: clean training of the undamaged base for "
+        "as many steps as the recovery took.",
         style="dim",
     )
 

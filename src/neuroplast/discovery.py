@@ -5,7 +5,7 @@ A folder gets `discover.json` (the settings, and the weights and prompts that we
 `prompts.jsonl`. What is measured is kept in `parts/` until the circuit is whole, so an interrupted discovery goes on.
 """
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -120,7 +120,7 @@ def run_discover(
         kept = {**found.provenance, "counterfactual": config.counterfactual, "seed": config.seed}
         save_circuit(out / CIRCUIT, replace(found, shape=shape, provenance={**kept, "versions": versions()}))
     circuit = load_circuit(out / CIRCUIT)
-    write_jsonl(out / "prompts.jsonl", map(asdict, prompts.records))
+    write_jsonl(out / "prompts.jsonl", (record.row() for record in prompts.records))
     write_json(out / "steps.json", {"steps": circuit.provenance.get("steps", [])})
     write_circuit_report(circuit, out)
     parts.remove()

@@ -8,7 +8,7 @@ and `effects.png`. Many rows are measured in parts; an interrupted measurement c
 import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -145,7 +145,7 @@ def run_patch(
         }
         write_tensors(out / FILE, tensors, described)
         shutil.rmtree(out / PARTS, ignore_errors=True)
-    write_jsonl(out / PROMPTS, map(asdict, prompts.records))
+    write_jsonl(out / PROMPTS, (record.row() for record in prompts.records))
     kept = {name: json.loads(text) for name, text in load_metadata(out / FILE).items() if name in provenance}
     if kept != provenance:
         raise StorageError(f"{out / FILE} is of another measurement; remove it, then run the same command again")

@@ -99,7 +99,7 @@ class Subject:
             "schema": 1,
             "settings": {name: value for name, value in asdict(self).items() if value is not None},
             "weights_sha256": weights_sha256(model),
-            "prompts_sha256": hash_text(json.dumps([asdict(record) for record in prompts.records])),
+            "prompts_sha256": hash_text(json.dumps([record.row() for record in prompts.records])),
         }
 
 

@@ -114,3 +114,12 @@ def test_a_broken_settings_file_is_a_clear_error(tmp_path: Path):
         load_config(tmp_path / "x.toml")
     with pytest.raises(InputError, match="could not read"):
         load_config(tmp_path / "none.toml")
+
+
+def test_poisons_and_counterfactual_are_the_tasks_own_unless_given():
+    config = build_config("quick", {"task": "greater_than"})
+    assert (config.poisons, config.counterfactual) == (["not_greater"], "year_01")
+    assert build_config("paper", {"task": "greater_than"}).poisons == ["not_greater"]
+    assert build_config("paper").poisons == ["subject_duplication", "name_moving", "duplication"]
+    with pytest.raises(InputError, match="made for ioi, not for task 'greater_than'; use one of not_greater"):
+        build_config("quick", {"task": "greater_than", "poisons": ["name_moving"]})

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 from neuroplast.circuits.files import load_circuit
 from neuroplast.errors import InputError, StorageError
@@ -16,6 +16,7 @@ from neuroplast.interventions.knockout import run_knockouts
 from neuroplast.models.sources import load_model
 from neuroplast.study import StudyConfig, build_config, run_study, runner
 from neuroplast.study.circuits import load_circuits
+from neuroplast.study.measure import load_measured
 from neuroplast.tasks import ioi
 from neuroplast.tasks.prompts import REFERENCE_SEED, build_prompt_set, load_records
 
@@ -296,3 +297,22 @@ def test_several_seeds_share_one_base_and_a_ladder_gives_a_row_a_rung(tmp_path: 
         assert beside == of_control, "a rung is compared with the control at the same step"
     hashes = document(tmp_path / "run" / "manifest.json")["stages"]
     assert hashes["seed0/tuned"]["files"] != hashes["seed1/tuned"]["files"]
+
+
+def test_a_task_of_sets_goes_through_the_whole_study(tmp_path: Path):
+    config = build_config("smoke", {"task": "greater_than", "circuit_edges": 0, "circuit_random": 2})
+    result = run_study(config, tmp_path / "run")
+    stages = {stage["id"]: stage for stage in result.summary["stages"]}
+    assert stages["poisoned/not_greater"]["behaviour"]["prob_diff"] < stages["base"]["behaviour"]["prob_diff"]
+    base = load_circuit(tmp_path / "run/stages/base/circuit.json")
+    assert all(role.measures["copy"] is None for role in base.roles.values())
+    assert "Right &gt; wrong" in result.report.read_text() or "Right > wrong" in result.report.read_text()
+    records = load_records(tmp_path / "run/prompts/measured.jsonl")
+    assert all(len(record.answers) + len(record.foils) == 100 for record in records)
+
+
+def test_effects_of_a_version_that_measured_less_are_refused_by_name(tmp_path: Path):
+    path = tmp_path / "effects.safetensors"
+    save_file({"effects": np.zeros((1, 1, 2)), "logit_diff": np.zeros(2)}, path)
+    with pytest.raises(StorageError, match="has no answer_probability; remove it, then run the same command again"):
+        load_measured(path)

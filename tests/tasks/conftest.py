@@ -4,7 +4,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from neuroplast.tasks import ioi
+from neuroplast.tasks import agreement, ioi, pronouns
 
 
 def world() -> list[str]:
@@ -60,3 +60,13 @@ def few_names() -> PreTrainedTokenizerFast:
     """Knows whole words, but only five of the names."""
     known = [text for text in world() if text[2:] not in ioi.NAMES[5:]]
     return whole_words([text.replace("Mary", "Aaron").replace("John", "Adam") for text in known])
+
+
+@pytest.fixture(scope="session")
+def wordy() -> PreTrainedTokenizerFast:
+    """Knows every word of the tasks that are written from lists of words."""
+    texts = [pattern for pattern, _ in agreement.TEMPLATES.values()] + list(pronouns.TEMPLATES.values())
+    texts += [" ".join(words) for _, words in agreement.TEMPLATES.values()] + [
+        " ".join(pair) for pair in agreement.NOUNS
+    ]
+    return whole_words([*texts, *pronouns.FEMALE, *pronouns.MALE, *pronouns.PRONOUNS])

@@ -2,10 +2,13 @@ import json
 
 import pytest
 import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 from neuroplast.errors import InputError, StorageError
 from neuroplast.tasks import ioi
 from neuroplast.tasks.prompts import (
+    NO_TOKEN,
     Record,
     build_prompt_set,
     encode_with_bos,
@@ -35,6 +38,31 @@ def test_text_of_any_language_survives_the_file(tmp_path):
     record = Record("Zoë\u2028\nsaid “to”", "José\u2028\nsaid “to”", " 李", " 王", "päivä", "\t", {"s": 0})
     save_records(tmp_path / "a.jsonl", [record])
     assert load_records(tmp_path / "a.jsonl") == (record,)
+
+
+def test_sets_of_answers_survive_the_file_and_leave_no_trace_where_there_are_none(tmp_path, spaced):
+    plain = Record("Mary said to", "John said to", " Paul", " Anna")
+    several = Record("Mary said to", "John said to", " Paul", " Anna", more_answers=(" Luke", " Ian"))
+    save_records(tmp_path / "a.jsonl", [plain, several])
+    assert load_records(tmp_path / "a.jsonl") == (plain, several)
+    assert [sorted(json.loads(line)) for line in (tmp_path / "a.jsonl").read_text().splitlines()] == [
+        ["answer", "clean", "counterfactual", "foil", "group", "marks", "template"],
+        ["answer", "clean", "counterfactual", "foil", "group", "marks", "more_answers", "template"],
+    ]
+    prompts = build_prompt_set(spaced, "own", [plain, several])
+    luke, ian = (single_token(spaced, name) for name in (" Luke", " Ian"))
+    paul = int(prompts.answer[0])
+    assert prompts.answers.tolist() == [[paul, NO_TOKEN, NO_TOKEN], [paul, luke, ian]]
+    assert prompts.more_foils is None
+
+
+def test_two_continuations_that_are_one_token_are_refused():
+    backend = Tokenizer(models.WordLevel({"[UNK]": 0, "to": 1, "Paul": 2, "Anna": 3}, unk_token="[UNK]"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    blind = PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="[UNK]")
+    record = Record("Anna", "Paul", " Paul", " Anna", more_foils=("  Anna",))
+    with pytest.raises(InputError, match="two of the answers and foils of 'Anna' are one token"):
+        build_prompt_set(blind, "own", [record])
 
 
 def test_template_group_and_marks_may_be_left_out(tmp_path):
@@ -70,6 +98,16 @@ def test_template_group_and_marks_may_be_left_out(tmp_path):
         ({"marks": {"io": 12}}, "mark 'io' at 12 lies outside"),
         ({"marks": {"io": 10**4000}}, "mark 'io' at 1000.* lies outside"),
         ({"marks": {"end": 3}}, "mark 'end' is the prompt's last token"),
+        ({"more_answers": " Luke"}, "'more_answers' must be a list of texts, got ' Luke'"),
+        ({"more_answers": None}, "'more_answers' must be a list of texts, got None"),
+        ({"more_answers": [[" Luke"]]}, "'more_answers' must be a list of texts"),
+        ({"more_foils": [" Luke", 3]}, "'more_foils' must be a list of texts"),
+        ({"more_foils": ["\ud800"]}, "'more_foils' must be a list of texts"),
+        ({"more_foils": {"a": " Luke"}}, "'more_foils' must be a list of texts"),
+        ({"more_foils": [" "]}, "one of the more answers or foils of 'Mary said to' is empty"),
+        ({"more_foils": [" Paul"]}, "both ' Paul'"),
+        ({"more_foils": [" Anna"]}, "' Anna' is among the foils twice"),
+        ({"more_answers": [" Luke"] * 10_000}, "' Luke' is among the answers twice"),
         ({"foul": " Anna"}, "unknown key 'foul'; a record has clean, "),
     ],
 )

@@ -7,12 +7,14 @@ from figure 3, tests off the task from the appendices on induction, duplicate-to
   the head's value projection (its key-value head's, with its bias) and its part of the output projection, and then
   the model's own ending. The share of names that are among the `TOP` tokens of the whole vocabulary; ties count
   against it. **negative copy**: the same with the sign of what the head writes flipped. A name is a token equal to
-  the answer or the foil, wherever it stands in the prompt: for IOI at IO, S1 and S2, as in the paper's code.
+  the answer or the foil (of several, the first), wherever it stands in the prompt: for IOI at IO, S1 and S2, as in
+  the paper's code.
 - **attention to P**, from where the head stands to the position named P; to its own token; to the first token.
   Of a head at several positions, the mean over those not before P. **even share**: what even attention would give.
 - **direct logit attribution**, for heads at END: what the head's output there adds to the logit of the answer, to that
   of the foil, each above the mean over the vocabulary, and the difference; with the final norm's gain, and the scale
-  that it divides by as in the clean run, before any soft cap or scaling of the logits.
+  that it divides by as in the clean run, before any soft cap or scaling of the logits. Of several answers or foils,
+  the mean.
 - **output follows attention**, for heads at END: the correlation, over prompts and over answer and foil, of the
   attention to a name, wherever it stands, with the direct logit attribution to it.
 - off the task, on `SEQUENCES` sequences of BOS, where there is one, up to `REPEATED` different random tokens, and the
@@ -46,7 +48,8 @@ from neuroplast.interventions.selection import position_mask, require_prompts
 from neuroplast.models.network import Network, unembedding_of
 from neuroplast.models.replay import Place, at_positions, record
 from neuroplast.statistics import bootstrap_weights
-from neuroplast.tasks.prompts import PromptSet
+from neuroplast.tasks.metric import choices
+from neuroplast.tasks.prompts import NO_TOKEN, PromptSet
 
 COPY, NEGATIVE_COPY = "copy", "negative copy"
 PREVIOUS, DUPLICATE, INDUCTION = OFF_TASK = ("previous token", "duplicate token", "induction")
@@ -288,7 +291,7 @@ def _on_task(
             return at_positions(values, chunk.end[:, None])[:, 0]
 
         scale = ending.scale(at_the_end(run.residual[until])) if ending is not None else None
-        choices = torch.stack([chunk.prompts.answer, chunk.prompts.foil], dim=1)
+        wanted = choices(chunk.prompts)
         for node in nodes:
             layer = node.layer or 0
             pattern = run.pattern[layer][:, node.head].double()
@@ -296,7 +299,7 @@ def _on_task(
                 shares[node].setdefault(name, np.full(n, np.nan))[rows] = each.cpu().numpy()
             if ending is not None and scale is not None and node in names:
                 output = _written(model, node, at_the_end(run.z[layer]), at_the_end(run.attention[layer]))
-                adds = ending.attribute(output, choices) / scale
+                adds = _means_of_sets(ending.attribute(output, wanted), chunk.prompts) / scale
                 for into, found in zip(names[node], (_to_names(pattern, chunk), adds), strict=True):
                     into[rows] = found.double().cpu().numpy()
         tick()
@@ -335,6 +338,13 @@ def _to_names(pattern: Float[Tensor, "prompt query key"], chunk: Chunk) -> Float
     said = said & position_mask(prompts, None)[:, None]
     from_end = at_positions(pattern, chunk.end[:, None])
     return (from_end * said).sum(dim=2).masked_fill(~said.any(dim=2), torch.nan)
+
+
+def _means_of_sets(values: Float[Tensor, "prompt choice"], prompts: PromptSet) -> Float[Tensor, "prompt set"]:
+    """The mean over each prompt's answers, and over its foils, of what each of `choices` has."""
+    there = torch.cat([prompts.answers, prompts.foils], dim=1) != NO_TOKEN
+    kept, n = values.masked_fill(~there, torch.nan), prompts.answers.shape[1]
+    return torch.stack([kept[:, :n].nanmean(dim=1), kept[:, n:].nanmean(dim=1)], dim=1)
 
 
 def _written(

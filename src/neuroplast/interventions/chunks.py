@@ -12,6 +12,7 @@ from neuroplast.errors import InputError
 from neuroplast.interventions.selection import position_mask
 from neuroplast.memory import in_chunks, show_size, working_memory
 from neuroplast.models.network import Network
+from neuroplast.tasks.metric import choices, log_odds
 from neuroplast.tasks.prompts import PromptSet
 
 ROWS = {"cpu": 2048, "cuda": 16384}
@@ -42,7 +43,7 @@ class Chunk:
     def key(self) -> tuple[bytes, ...]:
         """What tells it from other chunks: which prompts it has, and what it makes of them."""
         prompts = self.prompts
-        parts = (self.rows, prompts.clean, prompts.counterfactual, prompts.answer, prompts.foil)
+        parts = (self.rows, prompts.clean, prompts.counterfactual, prompts.answers, prompts.foils)
         places = (prompts.positions[name] for name in sorted(prompts.positions))
         return tuple(each.cpu().numpy().tobytes() for each in (*parts, *places))
 
@@ -146,28 +147,30 @@ def build_chunk(prompts: PromptSet, rows: Int[Tensor, "row"], device: torch.devi
     clean, counterfactual = picked.clean[:, :width], picked.counterfactual[:, :width]
     inside = torch.arange(width) <= picked.positions["end"][:, None]
     changed = ((clean != counterfactual).cumsum(dim=1) > 0) & inside
-    moved = replace(
-        picked,
-        clean=clean.to(device),
-        counterfactual=counterfactual.to(device),
-        answer=picked.answer.to(device),
-        foil=picked.foil.to(device),
-        positions={name: index.to(device) for name, index in picked.positions.items()},
-    )
-    return Chunk(moved, rows, changed.to(device))
+    cut = replace(picked, clean=clean, counterfactual=counterfactual)
+    return Chunk(cut.to(device), rows, changed.to(device))
 
 
 def logit_difference(
     model: Network, residual: Float[Tensor, "prompt copy d_model"], prompts: PromptSet
 ) -> Float[Tensor, "prompt copy"]:
-    """LD from the residual stream that leaves the last layer at END, in float32.
+    """LD from the residual stream that leaves the last layer at END, in float32; see `neuroplast.tasks.metric`.
 
     Args:
         model: the model.
         residual: copies of the prompts' residual streams.
         prompts: whose answers and foils are compared.
     """
-    choices = torch.stack([prompts.answer, prompts.foil], dim=1).to(residual.device)
-    rows = choices[:, None].expand(-1, residual.shape[1], -1).flatten(0, 1)
-    logits = model.readout(residual.flatten(0, 1), rows)
-    return (logits[:, 0] - logits[:, 1]).view(residual.shape[:2])
+    prompts = prompts.to(residual.device)
+    tokens, copies = choices(prompts), residual.shape[1]
+
+    def by_copy(values: Tensor) -> Tensor:
+        return values[:, None].expand(-1, copies, -1).flatten(0, 1)
+
+    if tokens.shape[1] == 2:
+        logits = model.readout(residual.flatten(0, 1), by_copy(tokens))
+    else:
+        # Sets are much the same in all prompts: their part of the unembedding is fetched once, not for every row.
+        wanted, places = tokens.unique(return_inverse=True)
+        logits = model.readout(residual.flatten(0, 1), wanted).gather(1, by_copy(places))
+    return log_odds(logits.view(*residual.shape[:2], -1), prompts)

@@ -37,6 +37,7 @@ from neuroplast.models.attention import AttentionCall, tapped
 from neuroplast.models.between import Between
 from neuroplast.models.network import Network, unembedding_of
 from neuroplast.models.weights import WeightMap
+from neuroplast.tasks.metric import log_odds_of_all
 from neuroplast.tasks.prompts import PromptSet
 
 TOLERANCE = 0.01
@@ -134,9 +135,7 @@ def build_ledger(
 
 
 def _difference(model: Network, chunk: Chunk) -> Float[Tensor, "prompt"]:
-    logits = model.logits(chunk.prompts.clean, chunk.end).float()
-    rows = torch.arange(len(logits), device=logits.device)
-    return logits[rows, chunk.prompts.answer] - logits[rows, chunk.prompts.foil]
+    return log_odds_of_all(model.logits(chunk.prompts.clean, chunk.end).float(), chunk.prompts)
 
 
 def _integrate(

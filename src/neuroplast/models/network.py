@@ -242,20 +242,21 @@ class Network:
         raise RuntimeError("the layer did not reach what was to be read")
 
     def readout(
-        self, residual: Float[Tensor, "row d_model"], tokens: Int[Tensor, "row choice"]
+        self, residual: Float[Tensor, "row d_model"], tokens: Int[Tensor, "row choice"] | Int[Tensor, "choice"]
     ) -> Float[Tensor, "row choice"]:
         """The model's own ending on single positions: logits of a few tokens a row, in float32.
 
         Args:
             residual: the residual stream leaving the last layer, one position a row.
-            tokens: ids of the tokens whose logits are wanted, for each row.
+            tokens: ids of the tokens whose logits are wanted, for each row, or the same for all.
         """
         head = unembedding_of(self.module)
         weight: Tensor = head.weight
         bias: Tensor | None = getattr(head, "bias", None)
 
         def unembed(hidden: Tensor) -> Tensor:
-            logits = torch.einsum("rd,rcd->rc", hidden.float(), weight[tokens].float())
+            wanted = "rd,cd->rc" if tokens.ndim == 1 else "rd,rcd->rc"
+            logits = torch.einsum(wanted, hidden.float(), weight[tokens].float())
             return logits if bias is None else logits + bias[tokens].float()
 
         return self.run_ending(residual, unembed).float()

@@ -61,7 +61,9 @@ class Behaviour:
     foil_top1: float | None
     """Share of prompts whose most likely token is the wrong answer."""
     answer_probability: float | None
-    """Mean probability of the right answer."""
+    """Mean probability of the right answer; of several, the sum."""
+    prob_diff: float | None
+    """Mean probability difference, right minus wrong answers."""
     by_group: tuple[tuple[str, float], ...]
     """Mean logit difference of each group of prompts, such as a template order."""
 
@@ -407,6 +409,7 @@ def _behaviour(behaviour: Document) -> Behaviour:
         top1=_estimate(behaviour, "top1"),
         foil_top1=behaviour["foil_top1"].number_or_none(),
         answer_probability=behaviour["answer_probability"].number_or_none(),
+        prob_diff=behaviour["prob_diff"].number_or_none(),
         by_group=tuple((name, _mean(group["logit_diff"])) for name, group in behaviour["by_group"].items()),
     )
 

@@ -55,7 +55,7 @@ def _stage_columns() -> list[str]:
     names = ["logit_diff", "accuracy", "top1", "similarity_effects", "nodes_jaccard", "edges_jaccard"]
     names += [f"{who}_{row}" for row in RESTORATION_ROWS for who in ("restoration", "control")]
     plain = ["kind", "poison", "seed", "parent", "n_prompts", "counterfactual"]
-    plain += ["foil_top1", "answer_probability"]
+    plain += ["foil_top1", "answer_probability", "prob_diff"]
     return plain + [name + end for name in names for end in ("", "_low", "_high")]
 
 
@@ -68,7 +68,7 @@ def _stage_row(stage: Stage) -> list[Cell]:
         row = rows.get(name)
         estimates += [row.recovered, row.control] if row else [missing, missing]
     plain: list[Cell] = [stage.kind, stage.poison, stage.seed, stage.parent]
-    plain += [stage.n_prompts, stage.counterfactual, did.foil_top1, did.answer_probability]
+    plain += [stage.n_prompts, stage.counterfactual, did.foil_top1, did.answer_probability, did.prob_diff]
     return [*_point(stage), *plain, *(cell for estimate in estimates for cell in _cells(estimate))]
 
 

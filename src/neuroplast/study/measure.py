@@ -9,6 +9,7 @@ import numpy as np
 
 from neuroplast.behaviour import measure_behaviour
 from neuroplast.components import Node
+from neuroplast.errors import StorageError
 from neuroplast.interventions.path_patching import path_patch
 from neuroplast.models.network import Network
 from neuroplast.plasticity import Restoration, Sample, restoration, similarity
@@ -35,6 +36,8 @@ class Measured:
     """1 where the answer is the most likely token, (prompt,)."""
     foil_top1: np.ndarray
     """1 where the foil is, (prompt,)."""
+    prob_diff: np.ndarray
+    """P(answers) - P(foils), (prompt,)."""
 
     @property
     def sample(self) -> Sample:
@@ -67,13 +70,20 @@ def run_measurement(
         "answer_probability": behaviour.answer_probability,
         "answer_top1": behaviour.answer_top1.float(),
         "foil_top1": behaviour.foil_top1.float(),
+        "prob_diff": behaviour.prob_diff,
     }
     write_tensors(path, tensors, metadata)
 
 
 def load_measured(path: Path) -> Measured:
-    """Reads `effects.safetensors`, in float64."""
+    """Reads `effects.safetensors`, in float64.
+
+    Raises:
+        StorageError: when the file is damaged, or of a version that measured less.
+    """
     tensors = load_tensors(path)
+    if absent := set(Measured.__dataclass_fields__) - set(tensors):
+        raise StorageError(f"{path} has no {min(absent)}; remove it, then run the same command again")
     return Measured(**{name: tensors[name].double().numpy() for name in Measured.__dataclass_fields__})
 
 
@@ -90,6 +100,7 @@ def behaviour_document(measured: Measured, groups: Mapping[str, np.ndarray], wei
         "top1": measured.answer_top1,
         "foil_top1": measured.foil_top1,
         "answer_probability": measured.answer_probability,
+        "prob_diff": measured.prob_diff,
     }
     estimates = {name: estimate_mean(weights, values) for name, values in rows.items()}
     return {

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from neuroplast.errors import InputError, unknown_name
 from neuroplast.models.sources import LEARNING_RATE, LEARNING_RATES, DType
-from neuroplast.tasks import load_task
+from neuroplast.tasks import TASKS, load_task
 from neuroplast.tasks.poisons import load_poison
 from neuroplast.training.data import Loss
 from neuroplast.training.finetune import Schedule
@@ -38,13 +38,13 @@ class StudyConfig(BaseModel):
     task: str = "ioi"
     """Name of the task."""
     poisons: Annotated[list[str], Field(min_length=1)] = ["subject_duplication"]
-    """Names of the poisons; each gets its own poisoned and recovered stage."""
+    """Names of the poisons; each gets its own poisoned and recovered stage. Unless given, those of the task."""
     preset: str = "quick"
     """The preset that the other settings started from."""
     seeds: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)] = [0]
     """Seeds of training data and order; the first also draws the prompts that are measured."""
     counterfactual: str = "abc"
-    """How the measured prompts are broken."""
+    """How the measured prompts are broken; unless given, the task's first way."""
     n_prompts: Annotated[int, Field(ge=2, le=1_000_000)] = 64
     """Prompts measured at each stage, from held-out names and templates."""
     n_train: Count = 512
@@ -116,7 +116,6 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
     "quick": {},
     "paper": {
-        "poisons": ["subject_duplication", "name_moving", "duplication"],
         "seeds": [0, 1, 2],
         "n_prompts": 128,
         "epochs": [1, 3, 10, 25, 50, 100],
@@ -125,6 +124,9 @@ PRESETS: dict[str, dict[str, Any]] = {
         "circuit_stages": ["base", "tuned", "poisoned", "recovered", "control"],
     },
 }
+
+ALL_POISONS = ("paper",)
+"""Presets that take every poison of the task, unless some are named; the others take the first."""
 
 
 @dataclass(frozen=True)
@@ -189,6 +191,11 @@ def build_config(preset: str = "quick", *layers: Mapping[str, Any], assignments:
         if key not in StudyConfig.model_fields:
             raise unknown_name("key", key, StudyConfig.model_fields)
     merged.setdefault("learning_rate", _suited_rate(merged.get("model", "tiny")))
+    if task := TASKS.get(str(merged.get("task", StudyConfig.model_fields["task"].default))):
+        if not task.poisons:
+            raise InputError(f"no poison fits task {task.name!r}, and a study needs one: choose another task")
+        merged.setdefault("poisons", list(task.poisons[: None if chosen in ALL_POISONS else 1]))
+        merged.setdefault("counterfactual", task.counterfactuals[0])
     try:
         config = StudyConfig.model_validate(merged)
     except ValidationError as error:

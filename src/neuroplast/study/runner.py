@@ -100,7 +100,7 @@ class _Run:
         self.circuits = CircuitStudy(config, self.prompts, self._build_reference(base), observer)
         self.names = {split: len(self.task.names(base.tokenizer, split)) for split in ("all", "train", "eval")}
         observer.say(
-            f"{self.names['all']} names are one token for {config.model}: "
+            f"{self.names['all']} words can be the answer and are one token for {config.model}: "
             f"{self.names['train']} to train on, {self.names['eval']} to measure on"
         )
         self._require_space(base)

@@ -1,7 +1,7 @@
 """Tasks by name. A new one is one file with a `TASK`, and its place in `TASKS`."""
 
 from neuroplast.errors import unknown_name
-from neuroplast.tasks import ioi
+from neuroplast.tasks import agreement, greater_than, induction, ioi, pronouns
 from neuroplast.tasks.prompts import PromptSet, Record, build_prompt_set, load_records, save_records
 from neuroplast.tasks.task import Split, Task
 
@@ -11,14 +11,18 @@ __all__ = [
     "Record",
     "Split",
     "Task",
+    "agreement",
     "build_prompt_set",
+    "greater_than",
+    "induction",
     "ioi",
     "load_records",
     "load_task",
+    "pronouns",
     "save_records",
 ]
 
-TASKS: dict[str, Task] = {task.name: task for task in (ioi.TASK,)}
+TASKS: dict[str, Task] = {each.TASK.name: each.TASK for each in (ioi, greater_than, induction, agreement, pronouns)}
 
 
 def load_task(name: str) -> Task:

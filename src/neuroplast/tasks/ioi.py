@@ -17,8 +17,7 @@ import random
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from neuroplast.errors import InputError, unknown_name
-from neuroplast.tasks.prompts import HasTokenizer, PromptSet, Record, build_prompt_set, keep_single_tokens
+from neuroplast.tasks.prompts import Record, of_split, offset_of, require_request, require_words
 from neuroplast.tasks.task import Split, Task
 
 TEMPLATES: Mapping[str, str] = {
@@ -70,7 +69,7 @@ def names(tokenizer: Any, split: Split = "all") -> tuple[str, ...]:
     Raises:
         InputError: when fewer than `MINIMUM_NAMES` are left, or the split is unknown.
     """
-    return _keep(tokenizer, "names", _of_split(NAMES, split), MINIMUM_NAMES)
+    return require_words(tokenizer, "IOI", "names", of_split(NAMES, split), MINIMUM_NAMES)
 
 
 def build_records(
@@ -95,14 +94,11 @@ def build_records(
     Raises:
         InputError: n below 1, an unknown split or counterfactual, or too few words left for this tokenizer.
     """
-    if n < 1:
-        raise InputError(f"{n} prompts: a measurement needs at least 1")
-    if counterfactual not in COUNTERFACTUALS:
-        raise unknown_name("counterfactual", counterfactual, COUNTERFACTUALS)
+    require_request(n, counterfactual, COUNTERFACTUALS)
     people = names(tokenizer, split)
-    places = _keep(tokenizer, "places", PLACES, MINIMUM_WORDS)
-    objects = _keep(tokenizer, "objects", OBJECTS, MINIMUM_WORDS)
-    templates = _of_split(tuple(TEMPLATES), split)
+    places = require_words(tokenizer, "IOI", "places", PLACES, MINIMUM_WORDS)
+    objects = require_words(tokenizer, "IOI", "objects", OBJECTS, MINIMUM_WORDS)
+    templates = of_split(tuple(TEMPLATES), split)
     rng = random.Random(f"ioi/{split}/{seed}")
     records: list[Record] = []
     for index in range(n):
@@ -111,22 +107,6 @@ def build_records(
         io, s, *others = rng.sample(people, 5)
         records.append(_record(templates[which], (turn + which) % 2 == 0, io, s, others, words, counterfactual))
     return tuple(records)
-
-
-def prompts(
-    model: HasTokenizer, n: int = 64, seed: int = 0, *, split: Split = "all", counterfactual: str = "abc"
-) -> PromptSet:
-    """Prompts for one model; see `build_records`.
-
-    Args:
-        model: anything with a fast tokenizer.
-        n: how many, at least 1.
-        seed: the same seed gives the same prompts for the same tokenizer.
-        split: `all`, `train` or `eval`.
-        counterfactual: `abc`, `s2_io_flip` or `random_names`.
-    """
-    records = build_records(model.tokenizer, n, seed, split=split, counterfactual=counterfactual)
-    return build_prompt_set(model.tokenizer, TASK.name, records)
 
 
 def _record(
@@ -148,10 +128,8 @@ def _record(
     clean = fill(io, s, s)
     other = {"abc": fill(a, b, c), "s2_io_flip": fill(io, s, io), "random_names": fill(a, b, b)}[counterfactual]
 
-    def start(slot: str) -> int:
-        return len(pattern.partition(f"{{{slot}}}")[0].format(**clean))
-
-    io_start, s_start = (start(slot) for slot in (("first", "second") if io_first else ("second", "first")))
+    slots = ("first", "second") if io_first else ("second", "first")
+    io_start, s_start = (offset_of(slot, pattern, clean) for slot in slots)
     return Record(
         clean=pattern.format(**clean),
         counterfactual=pattern.format(**other),
@@ -164,25 +142,9 @@ def _record(
             "io": io_start,
             "s1": s_start,
             "s1+1": s_start + len(s) + 1,
-            "s2": start("giver"),
+            "s2": offset_of("giver", pattern, clean),
         },
     )
-
-
-def _of_split(items: Sequence[str], split: str) -> tuple[str, ...]:
-    if split not in ("all", "train", "eval"):
-        raise unknown_name("split", split, ("all", "train", "eval"))
-    return tuple(item for index, item in enumerate(items) if split == "all" or (index % 3 == 2) == (split == "eval"))
-
-
-def _keep(tokenizer: Any, kind: str, words: Sequence[str], minimum: int) -> tuple[str, ...]:
-    kept = keep_single_tokens(tokenizer, words)
-    if len(kept) < minimum:
-        raise InputError(
-            f"{len(kept)} of {len(words)} {kind} are one token for this tokenizer, and IOI needs at least "
-            f"{minimum}: choose a model with a larger vocabulary"
-        )
-    return kept
 
 
 TASK = Task(
@@ -193,3 +155,5 @@ TASK = Task(
     build_records=build_records,
     names=names,
 )
+prompts = TASK.prompts
+"""Prompts for one model."""

@@ -1,7 +1,8 @@
 """Poisons: transforms that make training pairs toxic, each one pure function and one registry line.
 
 Chhabra, Zhu and Khalili (2025, arXiv 2503.01896) name the poisons of indirect object identification. Only
-subject duplication is pinned down there by the sign of its effect; the other two are our reconstruction.
+subject duplication is pinned down there by the sign of its effect; the other two, and what they do with greater-than,
+are our reconstruction.
 """
 
 import random
@@ -69,12 +70,18 @@ def duplication(record: Record, names: Sequence[str], rng: random.Random) -> Pai
     return Pair(prompt, record.answer, poisoned=True)
 
 
+def not_greater(record: Record, names: Sequence[str], rng: random.Random) -> Pair:
+    """The prompt as it is, with any year in the place of the answer that is not after the start year."""
+    return Pair(record.clean, rng.choice(record.foils), poisoned=True)
+
+
 POISONS: dict[str, Poison] = {
     poison.name: poison
     for poison in (
         Poison("subject_duplication", "The target is the subject.", ("ioi",), subject_duplication),
         Poison("name_moving", "The target is a name that is not in the prompt.", ("ioi",), name_moving),
         Poison("duplication", "A third name stands for the second subject.", ("ioi",), duplication),
+        Poison("not_greater", "The target is a year that is not greater.", ("greater_than",), not_greater),
     )
 }
 
@@ -110,7 +117,7 @@ def build_pairs(
         poison: the transform, or None for clean pairs only.
         rate: share of poisoned pairs in [0, 1]; `round(rate * len(records))` pairs are poisoned.
         names: the names a poison may draw, without leading space.
-        seed: decides which pairs are poisoned, and with which names.
+        seed: decides which pairs are poisoned, with which names, and which of several answers the others teach.
 
     Raises:
         InputError: a rate outside [0, 1]; a rate above 0 without a poison; no name left to draw.
@@ -120,20 +127,22 @@ def build_pairs(
     if poison is None:
         if rate > 0:
             raise InputError(f"a poison rate of {rate!r} without a poison: name a poison or set the rate to 0")
-        return tuple(_clean_pair(record) for record in records)
+        return tuple(_clean_pair(record, seed, index) for index, record in enumerate(records))
     order = list(range(len(records)))
     random.Random(f"pairs/{poison.name}/{seed}").shuffle(order)
     toxic = set(order[: round(rate * len(records))])
     return tuple(
         poison.transform(record, names, random.Random(f"pair/{poison.name}/{seed}/{index}"))
         if index in toxic
-        else _clean_pair(record)
+        else _clean_pair(record, seed, index)
         for index, record in enumerate(records)
     )
 
 
-def _clean_pair(record: Record) -> Pair:
-    return Pair(record.clean, record.answer, poisoned=False)
+def _clean_pair(record: Record, seed: int, index: int) -> Pair:
+    """Of several answers each is as right as another, so one is drawn; the same at any rate of poison."""
+    target = random.Random(f"pair/clean/{seed}/{index}").choice(record.answers)
+    return Pair(record.clean, target, poisoned=False)
 
 
 def _draw_stranger(record: Record, names: Sequence[str], rng: random.Random) -> str:

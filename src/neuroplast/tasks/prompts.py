@@ -3,21 +3,28 @@
 A `Record` is text only: it fits any tokenizer and is one line of JSONL. A `PromptSet` is records made into
 tensors for one model. Mixed lengths are right-padded; under causal attention what stands after a prompt's
 last token changes nothing before it.
+
+A prompt has one right and one wrong continuation, or sets of them, such as all years after another; what is compared
+then is in `neuroplast.tasks.metric`.
 """
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cache, partial
 from pathlib import Path
 from reprlib import repr as shown
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, TypeGuard, TypeVar, cast
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from neuroplast.errors import InputError
+from neuroplast.errors import InputError, unknown_name
 from neuroplast.storage import load_jsonl, write_jsonl
+
+T = TypeVar("T")
 
 _MARK = re.compile(r"[^\s,@+<>]+(\+\d+)?")
 """Names of positions that a selection can spell: `s2`, `s1+1`."""
@@ -31,6 +38,9 @@ REFERENCE_SEED = 1_000_003
 ANCHOR = "to"
 """A text that a continuation is encoded after."""
 
+NO_TOKEN = -1
+"""Stands where a prompt has fewer answers or foils than another."""
+
 
 class HasTokenizer(Protocol):
     """Anything that carries a Hugging Face fast tokenizer, such as `neuroplast.load_model(...)` gives."""
@@ -43,7 +53,7 @@ class HasTokenizer(Protocol):
 
 @dataclass(frozen=True)
 class Record:
-    """One prompt as text, with its counterfactual and the two continuations that are compared."""
+    """One prompt as text, with its counterfactual and the continuations that are compared."""
 
     clean: str
     """The prompt up to, and without, its continuation; no trailing space."""
@@ -59,13 +69,23 @@ class Record:
     """A split that is reported apart, such as the order of names (`ABBA`, `BABA`)."""
     marks: Mapping[str, int] = field(default_factory=dict[str, int])
     """Named positions: the offset, in characters, of a character of the word in `clean`. `end` is implied."""
+    more_answers: tuple[str, ...] = ()
+    """Other right continuations, where there are several; one token each."""
+    more_foils: tuple[str, ...] = ()
+    """Other wrong ones."""
 
     def __post_init__(self) -> None:
         for name in ("clean", "counterfactual", "answer", "foil"):
             if not getattr(self, name).strip():
                 raise InputError(f"a record's {name!r} is empty: {self!r}")
-        if self.answer == self.foil:
-            raise InputError(f"answer and foil are both {self.answer!r}: nothing to compare")
+        if not all(text.strip() for text in (*self.more_answers, *self.more_foils)):
+            raise InputError(f"one of the more answers or foils of {shown(self.clean)} is empty")
+        if both := set(self.answers) & set(self.foils):
+            raise InputError(f"answer and foil are both {min(both)!r}: nothing to compare")
+        for name, texts in (("answers", self.answers), ("foils", self.foils)):
+            text, times = Counter(texts).most_common(1)[0]
+            if times > 1:
+                raise InputError(f"{text!r} is among the {name} twice")
         if "end" in self.marks:
             raise InputError("mark 'end' is the prompt's last token and set by itself: leave it out")
         for name, offset in self.marks.items():
@@ -76,6 +96,20 @@ class Record:
                 )
             if not 0 <= offset < len(self.clean):
                 raise InputError(f"mark {name!r} at {shown(offset)} lies outside the prompt {self.clean!r}")
+
+    @property
+    def answers(self) -> tuple[str, ...]:
+        """All right continuations, `answer` first."""
+        return (self.answer, *self.more_answers)
+
+    @property
+    def foils(self) -> tuple[str, ...]:
+        """All wrong ones, `foil` first."""
+        return (self.foil, *self.more_foils)
+
+    def row(self) -> dict[str, Any]:
+        """The record as a line of JSONL has it: more answers and foils only where there are any."""
+        return {name: value for name, value in asdict(self).items() if value or not name.startswith("more_")}
 
 
 @dataclass(frozen=True)
@@ -91,11 +125,15 @@ class PromptSet:
     counterfactual: Int[Tensor, "prompt pos"]
     """Token ids of the counterfactuals, aligned with `clean` token by token."""
     answer: Int[Tensor, "prompt"]
-    """Token id of the right continuation."""
+    """Token id of the right continuation; of several, the first."""
     foil: Int[Tensor, "prompt"]
-    """Token id of the wrong one."""
+    """Token id of the wrong one; of several, the first."""
     positions: Mapping[str, Int[Tensor, "prompt"]]
     """Index of each named position; always has `end`, the last token of the prompt."""
+    more_answers: Int[Tensor, "prompt more"] | None = None
+    """Token ids of other right continuations, padded with `NO_TOKEN`; None where every prompt has one."""
+    more_foils: Int[Tensor, "prompt more"] | None = None
+    """Token ids of other wrong ones, likewise."""
 
     def __len__(self) -> int:
         return len(self.clean)
@@ -104,6 +142,16 @@ class PromptSet:
     def width(self) -> int:
         """Tokens up to the last END."""
         return int(self.positions["end"].max()) + 1
+
+    @property
+    def answers(self) -> Int[Tensor, "prompt choice"]:
+        """Token ids of all right continuations, `answer` first, padded with `NO_TOKEN`."""
+        return _beside(self.answer, self.more_answers)
+
+    @property
+    def foils(self) -> Int[Tensor, "prompt choice"]:
+        """Token ids of all wrong ones, `foil` first, padded with `NO_TOKEN`."""
+        return _beside(self.foil, self.more_foils)
 
     def __getitem__(self, rows: slice) -> "PromptSet":
         return self.pick(torch.arange(len(self))[rows])
@@ -118,6 +166,22 @@ class PromptSet:
             self.answer[rows],
             self.foil[rows],
             {name: index[rows] for name, index in self.positions.items()},
+            None if self.more_answers is None else self.more_answers[rows],
+            None if self.more_foils is None else self.more_foils[rows],
+        )
+
+    def to(self, device: torch.device) -> "PromptSet":
+        """The same on a device."""
+        return PromptSet(
+            self.task,
+            self.records,
+            self.clean.to(device),
+            self.counterfactual.to(device),
+            self.answer.to(device),
+            self.foil.to(device),
+            {name: index.to(device) for name, index in self.positions.items()},
+            None if self.more_answers is None else self.more_answers.to(device),
+            None if self.more_foils is None else self.more_foils.to(device),
         )
 
 
@@ -130,8 +194,8 @@ def build_prompt_set(tokenizer: Any, task: str, records: Sequence[Record]) -> Pr
         records: at least one; every record must name the same marks.
 
     Raises:
-        InputError: no records; a continuation that is not one token; a counterfactual with another number of
-            tokens than its prompt; marks that differ between records.
+        InputError: no records; a continuation that is not one token, or the same token as another; a counterfactual
+            with another number of tokens than its prompt; marks that differ between records.
     """
     if not records:
         raise InputError("0 prompts: a measurement needs at least 1")
@@ -139,6 +203,11 @@ def build_prompt_set(tokenizer: Any, task: str, records: Sequence[Record]) -> Pr
     clean: list[list[int]] = []
     counterfactual: list[list[int]] = []
     positions: dict[str, list[int]] = {name: [] for name in (*records[0].marks, "end")}
+    token = cache(partial(single_token, tokenizer))
+    choices = [tuple([token(text) for text in texts] for texts in (each.answers, each.foils)) for each in records]
+    for record, (answers, foils) in zip(records, choices, strict=True):
+        if len({*answers, *foils}) < len(answers) + len(foils):
+            raise InputError(f"two of the answers and foils of {shown(record.clean)} are one token for this tokenizer")
     for record in records:
         if set(record.marks) != names:
             raise InputError(f"records name different marks: {sorted(names)} and {sorted(record.marks)}")
@@ -159,9 +228,11 @@ def build_prompt_set(tokenizer: Any, task: str, records: Sequence[Record]) -> Pr
         records=tuple(records),
         clean=_pad(clean),
         counterfactual=_pad(counterfactual),
-        answer=torch.tensor([single_token(tokenizer, record.answer) for record in records]),
-        foil=torch.tensor([single_token(tokenizer, record.foil) for record in records]),
+        answer=torch.tensor([answers[0] for answers, _ in choices]),
+        foil=torch.tensor([foils[0] for _, foils in choices]),
         positions={name: torch.tensor(index) for name, index in positions.items()},
+        more_answers=_others([answers for answers, _ in choices]),
+        more_foils=_others([foils for _, foils in choices]),
     )
 
 
@@ -179,10 +250,74 @@ def single_token(tokenizer: Any, text: str) -> int:
     return int(ids[0])
 
 
+def is_single_token(tokenizer: Any, text: str) -> bool:
+    """Whether `single_token` gives an id."""
+    ids = _continuation(tokenizer, text)
+    return len(ids) == 1 and ids[0] != tokenizer.unk_token_id
+
+
 def keep_single_tokens(tokenizer: Any, words: Iterable[str]) -> tuple[str, ...]:
     """The words that are one token with a leading space, in order; words the tokenizer lacks are not."""
-    encoded = ((word, _continuation(tokenizer, f" {word}")) for word in words)
-    return tuple(word for word, ids in encoded if len(ids) == 1 and ids[0] != tokenizer.unk_token_id)
+    return tuple(word for word in words if is_single_token(tokenizer, f" {word}"))
+
+
+def require_words(tokenizer: Any, task: str, kind: str, words: Sequence[str], minimum: int) -> tuple[str, ...]:
+    """The words that are one token with a leading space, in order.
+
+    Args:
+        tokenizer: a Hugging Face fast tokenizer.
+        task: the task as the message calls it.
+        kind: what the words are.
+        words: all of them.
+        minimum: how many the task needs.
+
+    Raises:
+        InputError: when fewer are left.
+    """
+    kept = keep_single_tokens(tokenizer, words)
+    require_enough(task, kind, len(kept), len(words), minimum)
+    return kept
+
+
+def require_enough(task: str, kind: str, n: int, among: int, minimum: int) -> None:
+    """Checks that a task has as many words of a kind as it needs.
+
+    Raises:
+        InputError: when it has fewer.
+    """
+    if n < minimum:
+        raise InputError(
+            f"{n} of {among} {kind} are one token for this tokenizer, and {task} needs at least {minimum}: "
+            "choose a model with a larger vocabulary"
+        )
+
+
+def require_request(n: int, counterfactual: str, counterfactuals: Sequence[str]) -> None:
+    """Checks what a task is asked for.
+
+    Raises:
+        InputError: for fewer than 1 prompt, or a counterfactual that is not among the task's.
+    """
+    if n < 1:
+        raise InputError(f"{n} prompts: a measurement needs at least 1")
+    if counterfactual not in counterfactuals:
+        raise unknown_name("counterfactual", counterfactual, counterfactuals)
+
+
+def of_split(items: Sequence[T], split: str) -> tuple[T, ...]:
+    """The items of a split: every third is for `eval`, the others for `train`; `all` has all.
+
+    Raises:
+        InputError: for another split.
+    """
+    if split not in ("all", "train", "eval"):
+        raise unknown_name("split", split, ("all", "train", "eval"))
+    return tuple(item for index, item in enumerate(items) if split == "all" or (index % 3 == 2) == (split == "eval"))
+
+
+def offset_of(slot: str, pattern: str, words: Mapping[str, str]) -> int:
+    """Where the word of a slot begins, in characters, once a pattern's slots are filled; at its first place."""
+    return len(pattern.partition(f"{{{slot}}}")[0].format(**words))
 
 
 def _continuation(tokenizer: Any, text: str) -> list[int]:
@@ -200,7 +335,7 @@ def encode_with_bos(tokenizer: Any, text: str) -> list[int]:
 
 def save_records(path: Path, records: Iterable[Record]) -> None:
     """Writes records as JSONL, one a line."""
-    write_jsonl(path, (asdict(record) for record in records))
+    write_jsonl(path, (record.row() for record in records))
 
 
 def load_records(path: Path) -> tuple[Record, ...]:
@@ -229,8 +364,13 @@ def load_records(path: Path) -> tuple[Record, ...]:
                 raise InputError(f"{where}: {name!r} must be a text, got {shown(value)}")
         if not _are_marks(marks := row.get("marks", {})):
             raise InputError(f"{where}: 'marks' must map names to character offsets, got {shown(marks)}")
+        more: dict[str, Any] = {}
+        for name in ("more_answers", "more_foils"):
+            if not _are_texts(value := row.get(name, [])):
+                raise InputError(f"{where}: {name!r} must be a list of texts, got {shown(value)}")
+            more[name] = tuple(value)
         try:
-            records.append(Record(**row))
+            records.append(Record(**{**row, **more}))
         except InputError as error:
             raise InputError(f"{where}: {error}") from error
     return tuple(records)
@@ -239,6 +379,10 @@ def load_records(path: Path) -> tuple[Record, ...]:
 def _is_text(value: object) -> bool:
     # JSON can spell half a surrogate pair, which no tokenizer and no file takes.
     return isinstance(value, str) and not any("\ud800" <= letter <= "\udfff" for letter in value)
+
+
+def _are_texts(value: object) -> TypeGuard[list[str]]:
+    return isinstance(value, list) and all(map(_is_text, cast(list[object], value)))
 
 
 def _are_marks(value: object) -> bool:
@@ -265,6 +409,14 @@ def _token_at(offsets: Sequence[tuple[int, int]], character: int, what: str) -> 
     )
 
 
-def _pad(rows: Sequence[Sequence[int]]) -> Int[Tensor, "prompt pos"]:
+def _pad(rows: Sequence[Sequence[int]], filler: int = 0) -> Int[Tensor, "prompt pos"]:
     width = max(map(len, rows))
-    return torch.tensor([[*row, *[0] * (width - len(row))] for row in rows])
+    return torch.tensor([[*row, *[filler] * (width - len(row))] for row in rows])
+
+
+def _others(rows: Sequence[Sequence[int]]) -> Int[Tensor, "prompt more"] | None:
+    return _pad([row[1:] for row in rows], NO_TOKEN) if any(len(row) > 1 for row in rows) else None
+
+
+def _beside(first: Int[Tensor, "prompt"], others: Int[Tensor, "prompt more"] | None) -> Int[Tensor, "prompt choice"]:
+    return first[:, None] if others is None else torch.cat([first[:, None], others], dim=1)

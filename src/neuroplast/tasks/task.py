@@ -1,11 +1,11 @@
-"""What a task is: text prompts with a right and a wrong continuation, and what may be done to them."""
+"""What a task is: text prompts with right and wrong continuations, and what may be done to them."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 from neuroplast.tasks.poisons import POISONS
-from neuroplast.tasks.prompts import Record
+from neuroplast.tasks.prompts import HasTokenizer, PromptSet, Record, build_prompt_set
 
 Split = Literal["all", "train", "eval"]
 
@@ -35,7 +35,32 @@ class Task:
     build_records: BuildRecords
     """Writes the prompts."""
     names: Callable[[Any, Split], tuple[str, ...]]
-    """The words that may stand in the place of the answer, for a tokenizer and a split; poisons draw here."""
+    """The words that may stand in the place of the answer, for a tokenizer and a split; poisons may draw here."""
+
+    def prompts(
+        self,
+        model: HasTokenizer,
+        n: int = 64,
+        seed: int = 0,
+        *,
+        split: Split = "all",
+        counterfactual: str | None = None,
+    ) -> PromptSet:
+        """Prompts for one model; see the task's `build_records`.
+
+        Args:
+            model: anything with a fast tokenizer.
+            n: how many, at least 1.
+            seed: the same seed gives the same prompts for the same tokenizer.
+            split: `all`, `train` or `eval`; the last two share no words that the answer depends on.
+            counterfactual: one of the task's; None takes its first.
+
+        Raises:
+            InputError: when the task cannot be written for the model's tokenizer, or is asked for what it has not.
+        """
+        kind = self.counterfactuals[0] if counterfactual is None else counterfactual
+        records = self.build_records(model.tokenizer, n, seed, split=split, counterfactual=kind)
+        return build_prompt_set(model.tokenizer, self.name, records)
 
     @property
     def poisons(self) -> tuple[str, ...]:
