@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from neuroplast import tasks
+    from neuroplast.audit import AuditConfig, run_audit
     from neuroplast.behaviour import measure_behaviour
     from neuroplast.circuits.circuit import Circuit
     from neuroplast.circuits.discover import discover
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from neuroplast.circuits.evaluate import evaluate
     from neuroplast.circuits.files import load_circuit, save_circuit
     from neuroplast.circuits.published import published_circuit
+    from neuroplast.comparison.compare import compare
     from neuroplast.discovery import DiscoverConfig, run_discover
     from neuroplast.errors import NeuroplastError
     from neuroplast.evaluation import EvaluateConfig, run_evaluate
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from neuroplast.interventions.cross_model import cross_patch
     from neuroplast.interventions.edge_attribution import attribute_edges
     from neuroplast.interventions.edge_patching import patch_edges
+    from neuroplast.interventions.grafting import graft
     from neuroplast.interventions.ledger import build_ledger
     from neuroplast.interventions.path_patching import path_patch
     from neuroplast.models.build import build_network
@@ -37,6 +40,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "AuditConfig",
     "Circuit",
     "DiscoverConfig",
     "EvaluateConfig",
@@ -49,12 +53,14 @@ __all__ = [
     "build_ledger",
     "build_network",
     "causal_trace",
+    "compare",
     "cross_patch",
     "discover",
     "draw_circuit",
     "draw_traces",
     "edge_curve",
     "evaluate",
+    "graft",
     "list_models",
     "load_circuit",
     "load_model",
@@ -62,6 +68,7 @@ __all__ = [
     "patch_edges",
     "path_patch",
     "published_circuit",
+    "run_audit",
     "run_discover",
     "run_evaluate",
     "run_patch",
@@ -73,6 +80,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "AuditConfig": "audit",
     "Circuit": "circuits.circuit",
     "DiscoverConfig": "discovery",
     "EvaluateConfig": "evaluation",
@@ -85,12 +93,14 @@ _HOMES = {
     "build_ledger": "interventions.ledger",
     "build_network": "models.build",
     "causal_trace": "interventions.causal_tracing",
+    "compare": "comparison.compare",
     "cross_patch": "interventions.cross_model",
     "discover": "circuits.discover",
     "draw_circuit": "report.circuit",
     "draw_traces": "report.traces",
     "edge_curve": "circuits.edge_criteria",
     "evaluate": "circuits.evaluate",
+    "graft": "interventions.grafting",
     "list_models": "models.sources",
     "load_circuit": "circuits.files",
     "load_model": "models.sources",
@@ -98,6 +108,7 @@ _HOMES = {
     "patch_edges": "interventions.edge_patching",
     "path_patch": "interventions.path_patching",
     "published_circuit": "circuits.published",
+    "run_audit": "audit",
     "run_discover": "discovery",
     "run_evaluate": "evaluation",
     "run_patch": "patch",

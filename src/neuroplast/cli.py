@@ -316,6 +316,102 @@ def evaluate(
     _print_files(document["files"])
 
 
+Twins = Annotated[int, typer.Option(help="Twins that drift as far in random directions: the null of every change.")]
+RandomSets = Annotated[int, typer.Option(help="Matched random sets of heads: the null of the circuit's share.")]
+CircuitFile = Annotated[
+    str | None, typer.Option(help="A circuit's JSON; default: the heads that act on the logits in the first model.")
+]
+
+
+@app.command()
+def compare(
+    first: Annotated[str, typer.Argument(help="A checkpoint: a named model, a hub id, a folder.", metavar="A")],
+    second: Annotated[str, typer.Argument(help="Another of the same model; an adapter's folder too.", metavar="B")],
+    out: Annotated[Path, typer.Option(help="Folder for the results; the same command continues an interrupted run.")],
+    task: Task = "ioi",
+    prompts: Prompts = None,
+    n_prompts: Annotated[int | None, typer.Option(help="Prompts of the task; default 64.")] = None,
+    seed: Seed = None,
+    counterfactual: Counterfactual = None,
+    circuit: CircuitFile = None,
+    n_drift: Twins = 39,
+    n_random: RandomSets = 1000,
+    memory: Memory = None,
+    device: Device = "cpu",
+    dtype: Dtype = "float32",
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Compare two checkpoints on a task: what changed, where it is expressed, and where it is stored."""
+    _compare(
+        out,
+        [],
+        memory,
+        as_json,
+        quiet,
+        model=first,
+        tuned=second,
+        task=task,
+        prompts=prompts,
+        n_prompts=n_prompts,
+        seed=seed,
+        counterfactual=counterfactual,
+        circuit=circuit,
+        battery=False,
+        device=device,
+        dtype=dtype,
+        n_drift=n_drift,
+        n_random=n_random,
+    )
+
+
+@app.command()
+def audit(
+    base: Annotated[str, typer.Argument(help="The checkpoint before: a named model, a hub id, a folder.")],
+    tuned: Annotated[str, typer.Argument(help="The checkpoint after; an adapter's folder too.")],
+    out: Annotated[Path, typer.Option(help="Folder for the results; the same command continues an interrupted run.")],
+    task: Task = "ioi",
+    prompts: Prompts = None,
+    n_prompts: Annotated[int | None, typer.Option(help="Prompts of the task; default 64.")] = None,
+    n_battery: Annotated[int, typer.Option(help="Prompts of each other task.")] = 32,
+    seed: Seed = None,
+    counterfactual: Counterfactual = None,
+    circuit: CircuitFile = None,
+    n_drift: Twins = 39,
+    n_random: RandomSets = 1000,
+    fail_on: Annotated[
+        list[str] | None,
+        typer.Option(help="Exit 3 on this: a verdict such as corrupted, or damaged, or damaged:TASK; several times."),
+    ] = None,
+    memory: Memory = None,
+    device: Device = "cpu",
+    dtype: Dtype = "float32",
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Tell whether a fine-tuning damaged a model: the verdict, where it lies, and what was spared; a gate for CI."""
+    _compare(
+        out,
+        fail_on or [],
+        memory,
+        as_json,
+        quiet,
+        model=base,
+        tuned=tuned,
+        task=task,
+        prompts=prompts,
+        n_prompts=n_prompts,
+        n_battery=n_battery,
+        seed=seed,
+        counterfactual=counterfactual,
+        circuit=circuit,
+        device=device,
+        dtype=dtype,
+        n_drift=n_drift,
+        n_random=n_random,
+    )
+
+
 @app.command()
 def train(
     out: Annotated[Path, typer.Option(help="Folder for checkpoint/ and train.jsonl.")],
@@ -450,6 +546,29 @@ def _print_criteria(document: dict[str, Any]) -> None:
     stdout.print(table)
     for line in (*document["warnings"], document["methodology"]):
         stdout.print(line, style="dim", markup=False)
+
+
+def _compare(
+    out: Path, fail_on: list[str], memory: str | None, as_json: bool, quiet: bool, n_drift: int, **settings: Any
+) -> None:
+    from neuroplast.audit import AuditConfig, require_gate, run_audit
+    from neuroplast.progress import Progress
+    from neuroplast.report.audit import summary_rows
+
+    config = AuditConfig(**settings, n_drift=n_drift, n_profiles=min(2, n_drift))
+    with Progress(stderr, quiet or as_json) as progress:
+        document = run_audit(config, out, progress, fail_on=fail_on, memory=memory)
+    if as_json:
+        _print_json(document)
+    else:
+        table = _table("", "what", "value [95 %]", "null")
+        for row in summary_rows(document):
+            table.add_row(*map(escape, row))
+        if table.row_count:
+            stdout.print(table)
+        stdout.print(f"[bold]{document['verdict']['label']}[/]: {escape(document['verdict']['statement'])}")
+        _print_files(document["files"])
+    require_gate(document)
 
 
 def _print_files(files: dict[str, str]) -> None:

@@ -20,6 +20,12 @@ class NothingFoundError(InputError):
     """A search ended with nothing: no part passes its threshold, or the model does not do the task."""
 
 
+class GateError(NeuroplastError):
+    """What was measured is what the user asked to fail on; the command line exits 3."""
+
+    exit_code = 3
+
+
 class UnsupportedModelError(InputError):
     """The model does not fit the instrumented forward pass; the message says which check failed."""
 

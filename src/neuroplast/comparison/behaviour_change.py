@@ -80,19 +80,10 @@ def behaviour_change(
     )
 
 
-@dataclass(frozen=True)
-class DriftMeasure:
-    """Something that is measured of the twins."""
-
-    measure: Callable[[Network], float]
-    """Measures one."""
-    n: int
-    """How many are measured, from the first on."""
-
-
 def run_drift(
     between: Between,
-    measures: Mapping[str, DriftMeasure],
+    measures: Mapping[str, Callable[[Network], float]],
+    n: int,
     seed: int,
     *,
     parts: Parts,
@@ -102,7 +93,8 @@ def run_drift(
 
     Args:
         between: the two checkpoints.
-        measures: what to measure, by name.
+        measures: what to measure of each, by name.
+        n: how many twins.
         seed: seed of the first twin.
         parts: keeps each twin that is measured.
         progress: called with (twins done, twins in all).
@@ -110,14 +102,9 @@ def run_drift(
 
     def measure(twin: int) -> dict[str, Tensor]:
         between.drift(seed + twin)
-        return {
-            name: torch.tensor([each.measure(between.model)], dtype=torch.float64)
-            for name, each in measures.items()
-            if twin < each.n
-        }
+        return {name: torch.tensor([each(between.model)], dtype=torch.float64) for name, each in measures.items()}
 
     found: dict[str, list[float]] = {name: [] for name in measures}
-    n = max((each.n for each in measures.values()), default=0)
     for twin in range(n):
         for name, value in parts.made(f"drift-{twin:04}", lambda twin=twin: measure(twin)).items():
             found[name].append(float(value[0]))

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from neuroplast.behaviour import measure_behaviour
 from neuroplast.circuits.evaluate import estimate_document
-from neuroplast.comparison.behaviour_change import BehaviourChange, DriftMeasure, behaviour_change, run_drift
+from neuroplast.comparison.behaviour_change import BehaviourChange, behaviour_change, run_drift
 from neuroplast.comparison.expressed import Curve, Expressed, measure_expressed, summarise, undo_alone
 from neuroplast.comparison.mechanism import Mechanism, build_mechanism, direct_circuit, distance_between
 from neuroplast.comparison.spared import TaskChange, TextChange
@@ -30,7 +30,6 @@ from neuroplast.statistics import bootstrap_weights, estimate, estimate_mean
 from neuroplast.storage import Parts
 from neuroplast.tasks.prompts import PromptSet
 
-TOP = 15
 SHAPE_PROMPTS = 16
 OWN, SHAPE, TEXT = "own", "shape", "text"
 NO_TEXT = "no text was sampled"
@@ -40,10 +39,8 @@ NO_TEXT = "no text was sampled"
 class CompareSettings:
     """How two checkpoints are compared."""
 
-    n_drift: int = 39
-    """Twins that drift as far in random directions: with fewer than 19 nothing is beyond drift at a level of 0.05."""
-    n_shapes: int = 19
-    """Of these, how many give the null of the mechanism's distance, on `SHAPE_PROMPTS` of the prompts."""
+    n_drift: int = 19
+    """Twins that drift as far in random directions; with fewer than 19 nothing is beyond drift at a level of 0.05."""
     n_profiles: int = 2
     """Of these, how many are patched and split as well, to see how concentrated drift is."""
     n_random: int = 1000
@@ -54,13 +51,12 @@ class CompareSettings:
     """Seed of everything drawn."""
 
     def __post_init__(self) -> None:
-        for name in ("n_drift", "n_shapes", "n_profiles", "n_random", "n_samples", "seed"):
+        for name in ("n_drift", "n_profiles", "n_random", "n_samples", "seed"):
             value = getattr(self, name)
             if type(value) is not int or value < 0:
                 raise InputError(f"{name} must be a whole number from 0, got {value!r}")
-        for name in ("n_shapes", "n_profiles"):
-            if getattr(self, name) > self.n_drift:
-                raise InputError(f"{name} is {getattr(self, name)}, but only {self.n_drift} twins are made (n_drift)")
+        if self.n_profiles > self.n_drift:
+            raise InputError(f"n_profiles is {self.n_profiles}, but only {self.n_drift} twins are made (n_drift)")
 
 
 @dataclass(frozen=True)
@@ -111,6 +107,7 @@ class Comparison:
             "circuit": list(map(str, self.circuit)),
             "behaviour": _behaviour_document(self.behaviour),
             "mechanism": _mechanism_document(self.mechanism),
+            "maps": self._maps(),
             "expressed": self._expressed_document(),
             "stored": self._stored_document(),
             "spared": {
@@ -119,11 +116,22 @@ class Comparison:
             },
         }
 
+    def _maps(self) -> dict[str, list[list[float]]]:
+        """Means by layer and head: effects before and after, what each head undoes, and what it stores, in logits."""
+        by_head = self.stored.split.ledger.by_head().mean(dim=2).double().numpy()
+        grids = {
+            "effects_start": self.mechanism.start.effects.mean(axis=1),
+            "effects_end": self.mechanism.end.effects.mean(axis=1),
+            "undoes": self.expressed.undoes[self.expressed.heads].mean(dim=1).double().numpy(),
+            "stored": by_head,
+        }
+        return {name: np.reshape(grid, by_head.shape).tolist() for name, grid in grids.items()}
+
     def _expressed_document(self) -> dict[str, Any]:
         found = self.expressed
         weights = bootstrap_weights(self.n_prompts, self.settings.seed)
         rows = summarise(found, weights)
-        order = found.undoes.mean(dim=1).abs().argsort(descending=True, stable=True)[:TOP].tolist()
+        order = found.undoes.mean(dim=1).abs().argsort(descending=True, stable=True).tolist()
         names = [str(found.parts[row]) for row in order]
         return {
             "circuit": {
@@ -143,7 +151,7 @@ class Comparison:
                 },
             },
             "curves": [_curve_document(each) for each in found.curves],
-            "top": [
+            "parts": [
                 {"name": name, "undoes": estimate_document(rows[name][0]), "brings": estimate_document(rows[name][1])}
                 for name in names
             ],
@@ -151,7 +159,7 @@ class Comparison:
 
     def _stored_document(self) -> dict[str, Any]:
         found = self.stored
-        order = found.split.by_part.mean(dim=1).abs().argsort(descending=True, stable=True)[:TOP].tolist()
+        order = found.split.by_part.mean(dim=1).abs().argsort(descending=True, stable=True).tolist()
         names = list(found.split.members)
         return {
             "ledger": {
@@ -187,7 +195,7 @@ class Comparison:
             },
             "grafts": {name: estimate_document(each) for name, each in found.grafts.items()},
             "curves": [_curve_document(each) for each in found.curves],
-            "top": [{"name": names[row], "share": estimate_document(found.shares[names[row]])} for row in order],
+            "parts": [{"name": names[row], "share": estimate_document(found.shares[names[row]])} for row in order],
         }
 
 
@@ -261,31 +269,26 @@ class _Compared:
         weights = bootstrap_weights(len(prompts), settings.seed)
         text = self._text()
         shape = self._shape(prompts)
-        measures = {
-            f"task {name}": DriftMeasure(partial(_mean_difference, prompts=each), settings.n_drift)
-            for name, each in tasks.items()
+        measures: dict[str, Callable[[Network], float]] = {
+            f"task {name}": partial(_mean_difference, prompts=each) for name, each in tasks.items()
         }
-        measures |= {
-            OWN: DriftMeasure(partial(_mean_difference, prompts=prompts), settings.n_drift),
-            SHAPE: DriftMeasure(shape, settings.n_shapes),
-        }
+        measures |= {OWN: partial(_mean_difference, prompts=prompts), SHAPE: shape}
         if text is not None:
-            measures[TEXT] = DriftMeasure(lambda model: float(divergence(model, text).mean()), settings.n_drift)
-        drift = run_drift(
-            self.between, measures, settings.seed, parts=self.parts, progress=about(self.progress, "drift")
-        )
+            measures[TEXT] = lambda model: float(divergence(model, text).mean())
+        told = about(self.progress, "drift")
+        drift = run_drift(self.between, measures, settings.n_drift, settings.seed, parts=self.parts, progress=told)
         behaviour, mechanism, effects = self._task("effects", prompts, drift[OWN])
         mechanism = replace(mechanism, distance=shape(self.end), drift=drift[SHAPE])
         chosen = direct_circuit(effects, weights) if circuit is None else self._circuit(circuit, prompts)
-        told: dict[str, Any] = {
+        options: dict[str, Any] = {
             "seed": settings.seed,
             "memory": self.memory,
             "parts": self.parts,
             "progress": self.progress,
             "n_random": settings.n_random,
         }
-        expressed = measure_expressed(self.start, self.end, prompts, chosen, weights, **told)
-        stored = measure_stored(self.start, self.end, prompts, chosen, weights, **told)
+        expressed = measure_expressed(self.start, self.end, prompts, chosen, weights, **options)
+        stored = measure_stored(self.start, self.end, prompts, chosen, weights, **options)
         return Comparison(
             settings,
             len(prompts),

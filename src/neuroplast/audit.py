@@ -1,0 +1,221 @@
+"""Two checkpoints from words to files: what `neuroplast compare` and `neuroplast audit` do.
+
+A folder gets `comparison.json` (the settings, weights and prompts), `audit.json` (everything that was found),
+`prompts.jsonl`, `parts.csv`, `audit.png`, `audit.html` and `junit.xml`. What is measured is kept in `parts/` until
+everything is done, so an interrupted run goes on.
+
+A gate names what must not be: a verdict, `damaged` (any task, or text), or `damaged:TASK`.
+"""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from neuroplast.circuits.files import load_circuit, require_model
+from neuroplast.circuits.shape import shape_of
+from neuroplast.comparison.compare import TEXT, CompareSettings, compare, is_same
+from neuroplast.comparison.spared import build_battery
+from neuroplast.comparison.text import SAMPLES
+from neuroplast.comparison.verdict import LABELS, UNCHANGED
+from neuroplast.errors import GateError, InputError, unknown_name
+from neuroplast.interventions.selection import Group
+from neuroplast.memory import parse_size
+from neuroplast.models.between import require_same_parts
+from neuroplast.models.network import Network
+from neuroplast.models.sources import load_model, weights_sha256
+from neuroplast.observer import Observer, Silent
+from neuroplast.report.audit import AUDIT_FILES, write_audit_report
+from neuroplast.storage import Parts, hash_file, is_begun, load_json, make_folder, write_json, write_jsonl
+from neuroplast.subject import Subject, require_whole, versions
+from neuroplast.tasks import TASKS
+from neuroplast.tasks.prompts import PromptSet
+
+MARKER, RESULT, PROMPTS = "comparison.json", "audit.json", "prompts.jsonl"
+DAMAGED = "damaged"
+BROKEN = ("corrupted", "weakened")
+"""Verdicts that say the audited task was damaged."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AuditConfig(Subject):
+    """Which checkpoints are compared, on what, and how; `model` is the one, `tuned` the other."""
+
+    tuned: str
+    """The other checkpoint: a named model, a hub id or a folder; an adapter's folder too."""
+    circuit: str | None = None
+    """A circuit's file; None takes the heads that act on the logits in `model`."""
+    battery: bool = True
+    """Whether other tasks and text are looked at."""
+    n_battery: int = 32
+    """Prompts of each other task."""
+    n_drift: int = 19
+    """Twins that drift as far in random directions."""
+    n_profiles: int = 2
+    """Of these, how many are patched and split as well."""
+    n_random: int = 1000
+    """Matched random sets of heads."""
+    n_samples: int = SAMPLES
+    """Samples of text."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_whole("n_battery", self.n_battery)
+        if self.n_battery < 1:
+            raise InputError(f"n_battery must be at least 1, got {self.n_battery}")
+        self.settings()
+
+    def settings(self) -> dict[str, Any]:
+        """The settings of the comparison."""
+        names = ("n_drift", "n_profiles", "n_random", "n_samples")
+        kept = {name: getattr(self, name) for name in names} | {"seed": self.seed or 0}
+        kept |= {} if self.battery else {"n_samples": 0}
+        return asdict(CompareSettings(**kept))
+
+
+def run_audit(
+    config: AuditConfig,
+    out: Path | str,
+    observer: Observer | None = None,
+    *,
+    fail_on: Sequence[str] = (),
+    memory: str | int | None = None,
+) -> dict[str, Any]:
+    """Compares two checkpoints, writes the folder, and gives the document.
+
+    Args:
+        config: what to compare, and how.
+        out: the folder: new, empty, or of the same comparison.
+        observer: is told how it goes; by default nobody is.
+        fail_on: what must not be; the document tells in `gate`, and `require_gate` raises.
+        memory: bound on the process's memory, such as `4GiB`; None takes what is free.
+
+    Raises:
+        InputError: for checkpoints that cannot be compared, a folder that holds something else, a wrong setting.
+        StorageError: when the folder cannot be written.
+    """
+    config, out, observer = config.resolved(), Path(out), observer or Silent()
+    for name in fail_on:
+        _require_gate_name(name)
+    if memory is not None:
+        parse_size(memory)
+    begun = is_begun(out, MARKER, "comparison")
+    start, prompts = config.load(observer)
+    end = load_model(config.tuned, device=config.device, dtype=config.dtype, say=observer.say)
+    require_same_parts(start, end)
+    circuit = _load_circuit(config, start)
+    provenance = {**config.provenance(start, prompts), "tuned_sha256": weights_sha256(end)}
+    if config.circuit is not None:
+        provenance["circuit_sha256"] = hash_file(Path(config.circuit))
+    if not begun:
+        make_folder(out)
+        write_json(out / MARKER, provenance)
+    elif load_json(out / MARKER) != provenance:
+        raise InputError(f"{out} holds another comparison (other settings, prompts or weights); choose another --out")
+    parts = Parts(out / "parts")
+    if not (out / RESULT).is_file():
+        found = _measure(config, start, end, prompts, circuit, parts, observer, memory)
+        described = {
+            "schema": 1,
+            "base": {"name": config.model, "weights_sha256": provenance["weights_sha256"]},
+            "tuned": {"name": config.tuned, "weights_sha256": provenance["tuned_sha256"]},
+            "architecture": start.architecture,
+            "task": config.task,
+        }
+        write_json(out / RESULT, described | found | {"versions": versions()})
+    document = load_json(out / RESULT)
+    write_jsonl(out / PROMPTS, map(asdict, prompts.records))
+    document["gate"] = judge_gate(document, fail_on)
+    write_audit_report(document, out)
+    parts.remove()
+    return document | {"files": {name: str(out / name) for name in (RESULT, *AUDIT_FILES)}}
+
+
+def _load_circuit(config: AuditConfig, model: Network) -> Group | None:
+    if config.circuit is None:
+        return None
+    circuit = load_circuit(Path(config.circuit))
+    require_model(circuit, shape_of(model))
+    return circuit.heads
+
+
+def _measure(
+    config: AuditConfig,
+    start: Network,
+    end: Network,
+    prompts: PromptSet,
+    circuit: Group | None,
+    parts: Parts,
+    observer: Observer,
+    memory: str | int | None,
+) -> dict[str, Any]:
+    if is_same(start, end):
+        nothing = {"why": UNCHANGED.statement}
+        return {"verdict": asdict(UNCHANGED)} | dict.fromkeys(
+            ("behaviour", "mechanism", "expressed", "stored", "spared"), nothing
+        )
+    tasks: Mapping[str, PromptSet] = {}
+    missing: Mapping[str, str] = {}
+    if config.battery:
+        tasks, missing = build_battery(start, config.n_battery, config.seed or 0, config.task)
+    found = compare(
+        start,
+        end,
+        prompts,
+        circuit=circuit,
+        tasks=tasks,
+        memory=memory,
+        parts=parts,
+        progress=observer.progress,
+        **config.settings(),
+    )
+    assert found is not None  # the weights are not the same
+    document = found.document()
+    document["spared"] |= {name: {"status": "undefined", "why": why} for name, why in missing.items()}
+    return document
+
+
+def _require_gate_name(name: str) -> None:
+    """Checks the name of something to fail on.
+
+    Raises:
+        InputError: when it is none; the message suggests the nearest.
+    """
+    known = [*LABELS[1:], DAMAGED, *(f"{DAMAGED}:{task}" for task in (*TASKS, TEXT))]
+    if name not in known:
+        raise unknown_name("thing to fail on", name, known)
+
+
+def judge_gate(document: Mapping[str, Any], fail_on: Collection[str]) -> dict[str, Any]:
+    """What of `fail_on` came true, and what cannot be told."""
+    label = document["verdict"]["label"]
+    statuses = {} if label == UNCHANGED.label else {name: each["status"] for name, each in document["spared"].items()}
+    if label != UNCHANGED.label:
+        statuses[document["task"]] = DAMAGED if label in BROKEN else "spared"
+    failed = [name for name in fail_on if name == label]
+    unknown: list[str] = []
+    for name in fail_on:
+        kind, _, task = name.partition(":")
+        if kind == DAMAGED and label != UNCHANGED.label:
+            status = statuses.get(task, "undefined") if task else None
+            if status == DAMAGED or (not task and DAMAGED in statuses.values()):
+                failed.append(name)
+            elif status == "undefined":
+                unknown.append(name)
+    return {"fail_on": list(fail_on), "failed": failed, "unknown": unknown}
+
+
+def require_gate(document: Mapping[str, Any]) -> None:
+    """Ends where a gate says no.
+
+    Raises:
+        GateError: something came true that was asked to fail on.
+        InputError: it cannot be told whether it did.
+    """
+    gate = document["gate"]
+    if gate["failed"]:
+        raise GateError(f"failed on {', '.join(gate['failed'])}: {document['verdict']['statement']}")
+    if gate["unknown"]:
+        task = gate["unknown"][0].partition(":")[2]
+        why = document["spared"].get(task, {}).get("why", "the base does not do this task")
+        raise InputError(f"cannot tell {gate['unknown'][0]}: {why}; leave it out of --fail-on")
