@@ -11,7 +11,17 @@ os.environ["OMP_NUM_THREADS"] = "1"
 torch.set_num_threads(1)
 
 # The hook must stand before the first import of what it checks.
-SHAPE_CHECKED = ("behaviour", "circuits", "interventions", "models", "plasticity", "statistics", "training.data")
+SHAPE_CHECKED = (
+    "behaviour",
+    "circuits",
+    "comparison",
+    "interventions",
+    "localisation",
+    "models",
+    "plasticity",
+    "statistics",
+    "training.data",
+)
 install_import_hook([f"neuroplast.{name}" for name in SHAPE_CHECKED], "beartype.beartype")
 
 from architectures import ARCHITECTURES, VOCABULARY, random_model  # noqa: E402

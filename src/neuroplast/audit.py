@@ -14,7 +14,7 @@ from typing import Any
 
 from neuroplast.circuits.files import load_circuit, require_model
 from neuroplast.circuits.shape import shape_of
-from neuroplast.comparison.compare import TEXT, CompareSettings, compare, is_same
+from neuroplast.comparison.compare import TEXT, CompareSettings, compare, is_same, unchanged_document
 from neuroplast.comparison.spared import build_battery
 from neuroplast.comparison.text import SAMPLES
 from neuroplast.comparison.verdict import LABELS, UNCHANGED
@@ -150,10 +150,7 @@ def _measure(
     memory: str | int | None,
 ) -> dict[str, Any]:
     if is_same(start, end):
-        nothing = {"why": UNCHANGED.statement}
-        return {"verdict": asdict(UNCHANGED)} | dict.fromkeys(
-            ("behaviour", "mechanism", "expressed", "stored", "spared"), nothing
-        )
+        return unchanged_document()
     tasks: Mapping[str, PromptSet] = {}
     missing: Mapping[str, str] = {}
     if config.battery:

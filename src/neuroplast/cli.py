@@ -334,7 +334,7 @@ def compare(
     seed: Seed = None,
     counterfactual: Counterfactual = None,
     circuit: CircuitFile = None,
-    n_drift: Twins = 39,
+    n_drift: Twins = 19,
     n_random: RandomSets = 1000,
     memory: Memory = None,
     device: Device = "cpu",
@@ -377,7 +377,7 @@ def audit(
     seed: Seed = None,
     counterfactual: Counterfactual = None,
     circuit: CircuitFile = None,
-    n_drift: Twins = 39,
+    n_drift: Twins = 19,
     n_random: RandomSets = 1000,
     fail_on: Annotated[
         list[str] | None,

@@ -1,6 +1,6 @@
 """Comparing two checkpoints of one model: the front door, and the document."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
@@ -17,11 +17,11 @@ from neuroplast.comparison.mechanism import Mechanism, build_mechanism, direct_c
 from neuroplast.comparison.spared import TaskChange, TextChange
 from neuroplast.comparison.stored import Stored, measure_stored, split_change
 from neuroplast.comparison.text import LENGTH, SAMPLES, Text, divergence, log_likelihood, sample_text
-from neuroplast.comparison.verdict import Verdict, judge
+from neuroplast.comparison.verdict import UNCHANGED, Verdict, judge
 from neuroplast.errors import InputError, unknown_name
 from neuroplast.interventions.effects import Effects
 from neuroplast.interventions.path_patching import path_patch
-from neuroplast.interventions.selection import Group, select_senders
+from neuroplast.interventions.selection import Group, Selection, select_senders
 from neuroplast.localisation import MatchedTest, effective_number, gini
 from neuroplast.models.between import Between
 from neuroplast.models.network import Network
@@ -199,6 +199,13 @@ class Comparison:
         }
 
 
+def unchanged_document() -> dict[str, Any]:
+    """The document of two checkpoints with the same weights."""
+    nothing = {"why": UNCHANGED.statement}
+    names = ("behaviour", "mechanism", "expressed", "stored")
+    return {"verdict": asdict(UNCHANGED)} | dict.fromkeys(names, nothing) | {"spared": {}}
+
+
 def is_same(start: Network, end: Network) -> bool:
     """Whether two checkpoints have the same weights, to the bit."""
     theirs = dict(end.module.named_parameters())
@@ -210,7 +217,7 @@ def compare(
     end: Network,
     prompts: PromptSet,
     *,
-    circuit: Sequence[str] | Group | None = None,
+    circuit: Selection | None = None,
     tasks: Mapping[str, PromptSet] | None = None,
     memory: str | int | None = None,
     parts: Parts | None = None,
@@ -244,6 +251,26 @@ def compare(
     )
 
 
+def compare_behaviour(
+    start: Network, end: Network, prompts: PromptSet, *, memory: str | int | None = None, **settings: Any
+) -> Verdict:
+    """The verdict of `compare` alone, many times cheaper: whether a change is amplification, corruption or drift.
+
+    Args:
+        start: the one checkpoint, such as the base.
+        end: the other.
+        prompts: clean prompts of the task with their counterfactuals.
+        memory: bound on the process's memory, such as `4GiB`; None takes what is free.
+        settings: the fields of `CompareSettings`.
+
+    Raises:
+        InputError: when the models are not checkpoints of one.
+    """
+    known = CompareSettings(**settings | {"n_samples": 0})
+    compared = _Compared(start, end, known, memory, Parts(), None)
+    return UNCHANGED if is_same(start, end) else judge(*compared.change(prompts, {}, None)[:2])
+
+
 class _Compared:
     """One comparison under way."""
 
@@ -260,25 +287,13 @@ class _Compared:
         self.memory, self.parts, self.progress = memory, parts, progress
         self.between = Between(start, end)
 
-    def run(
-        self, prompts: PromptSet, circuit: Sequence[str] | Group | None, tasks: Mapping[str, PromptSet]
-    ) -> Comparison | None:
+    def run(self, prompts: PromptSet, circuit: Selection | None, tasks: Mapping[str, PromptSet]) -> Comparison | None:
         if is_same(self.start, self.end):
             return None
         settings = self.settings
         weights = bootstrap_weights(len(prompts), settings.seed)
         text = self._text()
-        shape = self._shape(prompts)
-        measures: dict[str, Callable[[Network], float]] = {
-            f"task {name}": partial(_mean_difference, prompts=each) for name, each in tasks.items()
-        }
-        measures |= {OWN: partial(_mean_difference, prompts=prompts), SHAPE: shape}
-        if text is not None:
-            measures[TEXT] = lambda model: float(divergence(model, text).mean())
-        told = about(self.progress, "drift")
-        drift = run_drift(self.between, measures, settings.n_drift, settings.seed, parts=self.parts, progress=told)
-        behaviour, mechanism, effects = self._task("effects", prompts, drift[OWN])
-        mechanism = replace(mechanism, distance=shape(self.end), drift=drift[SHAPE])
+        behaviour, mechanism, effects, drift = self.change(prompts, tasks, text)
         chosen = direct_circuit(effects, weights) if circuit is None else self._circuit(circuit, prompts)
         options: dict[str, Any] = {
             "seed": settings.seed,
@@ -306,7 +321,26 @@ class _Compared:
             None if text is None else self._text_change(text, drift[TEXT]),
         )
 
-    def _circuit(self, circuit: Sequence[str] | Group, prompts: PromptSet) -> Group:
+    def change(
+        self, prompts: PromptSet, tasks: Mapping[str, PromptSet], text: Text | None
+    ) -> tuple[BehaviourChange, Mechanism, Effects, Mapping[str, np.ndarray]]:
+        """The change of the task, the head effects in `start`, and what drift does to everything that is looked at."""
+        shape = self._shape(prompts)
+        measures: dict[str, Callable[[Network], float]] = {
+            f"task {name}": partial(_mean_difference, prompts=each) for name, each in tasks.items()
+        }
+        measures |= {OWN: partial(_mean_difference, prompts=prompts), SHAPE: shape}
+        if text is not None:
+            measures[TEXT] = lambda model: float(divergence(model, text).mean())
+        told = about(self.progress, "drift")
+        drift = run_drift(
+            self.between, measures, self.settings.n_drift, self.settings.seed, parts=self.parts, progress=told
+        )
+        behaviour, mechanism, effects = self._task("effects", prompts, drift[OWN])
+        mechanism = replace(mechanism, distance=shape(self.end), drift=drift[SHAPE])
+        return behaviour, mechanism, effects, drift
+
+    def _circuit(self, circuit: Selection, prompts: PromptSet) -> Group:
         found = tuple(node for group in select_senders(circuit, self.start, prompts) for node in group)
         if odd := [node for node in found if node.kind != "head"]:
             raise InputError(f"the circuit of a comparison is made of heads, got {odd[0]}")

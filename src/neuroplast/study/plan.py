@@ -89,6 +89,14 @@ class StudyConfig(BaseModel):
     """Edges of the circuit that EAP-IG finds; 0 leaves it out."""
     circuit_reference: Count = 480
     """Prompts that knocked-out heads are averaged over; they are not measured."""
+    compare_stages: list[Kind] = ["poisoned"]
+    """Kinds of stages that are compared with base: where the change is expressed and stored, and what was spared."""
+    compare_drift: Annotated[int, Field(ge=0, le=10_000)] = 19
+    """Twins of base that drift as far in random directions; with fewer than 19 nothing is beyond drift."""
+    compare_random: Annotated[int, Field(ge=0, le=100_000)] = 1000
+    """Matched random sets of heads that the circuit's share is held against."""
+    compare_battery: Count = 32
+    """Prompts of each other task."""
     device: str = "cpu"
     """`cpu`, `cuda` or `cuda:N`."""
     dtype: DType = "float32"
@@ -113,6 +121,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "circuit_random": 5,
         "circuit_edges": 100,
         "circuit_reference": 60,
+        "compare_random": 100,
+        "compare_battery": 8,
     },
     "quick": {},
     "paper": {

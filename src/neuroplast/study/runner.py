@@ -20,6 +20,8 @@ from typing import Any
 
 import numpy as np
 
+from neuroplast.comparison.compare import compare, unchanged_document
+from neuroplast.comparison.spared import build_battery
 from neuroplast.errors import InputError, StorageError
 from neuroplast.memory import show_size
 from neuroplast.models.network import Network
@@ -28,6 +30,7 @@ from neuroplast.observer import Observer, Silent
 from neuroplast.report import write_report
 from neuroplast.statistics import bootstrap_weights
 from neuroplast.storage import (
+    Parts,
     hash_file,
     is_begun,
     load_json,
@@ -38,6 +41,7 @@ from neuroplast.storage import (
     write_text,
 )
 from neuroplast.study.circuits import Circuits, CircuitStudy, load_circuits, summary_document
+from neuroplast.study.claims import build_claims
 from neuroplast.study.measure import (
     NO_CIRCUIT,
     Measured,
@@ -57,6 +61,7 @@ from neuroplast.training.finetune import FinetuneConfig, finetune, save_checkpoi
 from neuroplast.training.train import behaviour_probe
 
 SCHEMA = 1
+COMPARISON = "comparison.json"
 
 
 @dataclass(frozen=True)
@@ -132,12 +137,15 @@ class _Run:
         return StudyResult(self.out, write_report(self.out), summary)
 
     def _run_stage(self, stage: Stage) -> bool:
-        if all((self.out / point.folder / "measures.json").is_file() for point in stage.points):
+        measured = all((self.out / point.folder / "measures.json").is_file() for point in stage.points)
+        if measured and (stage not in self._compared() or self._comparison(stage).is_file()):
             return False
         if stage.parent is not None:
             self._train(stage)
         for point in stage.points:
             self._measure(stage, point)
+        if stage in self._compared():
+            self._compare(stage)
         return True
 
     def _train(self, stage: Stage) -> None:
@@ -210,6 +218,44 @@ class _Run:
             )
         write_json(folder / "measures.json", self._measures(stage, point))
 
+    def _compared(self) -> list[Stage]:
+        """The stages that are compared with base."""
+        return [stage for stage in self.stages if stage.kind in self.config.compare_stages and stage.parent is not None]
+
+    def _comparison(self, stage: Stage) -> Path:
+        return self.out / stage.folder / COMPARISON
+
+    def _compare(self, stage: Stage) -> None:
+        """Writes where the change from base is expressed and stored, and what was spared."""
+        path = self._comparison(stage)
+        if path.is_file():
+            return
+        base, model = (
+            self._load(self.out / "stages/base/checkpoint"),
+            self._load(self.out / stage.folder / "checkpoint"),
+        )
+        of_base, config = self._circuits_of("base"), self.config
+        nodes = of_base.nodes if of_base else None
+        tasks, missing = build_battery(base, config.compare_battery, config.seeds[0], config.task)
+        parts = Parts(self.out / stage.folder / "comparing")
+        found = compare(
+            base,
+            model,
+            self.prompts,
+            circuit=None if nodes is None else nodes.heads,
+            tasks=tasks,
+            parts=parts,
+            progress=self.observer.progress,
+            n_drift=config.compare_drift,
+            n_profiles=min(2, config.compare_drift),
+            n_random=config.compare_random,
+            seed=config.seeds[0],
+        )
+        document = unchanged_document() if found is None else found.document()
+        document["spared"] |= {name: {"status": "undefined", "why": why} for name, why in missing.items()}
+        write_json(path, {"schema": SCHEMA, "stage": stage.id, "task": config.task} | document)
+        parts.remove()
+
     def _measures(self, stage: Stage, point: Point) -> dict[str, Any]:
         measured = load_measured(self.out / point.folder / "effects.safetensors")
         base = self._measured("base")
@@ -275,10 +321,7 @@ class _Run:
                 for stage in self.stages
                 for point in stage.points
             ],
-            "claims": [
-                {"id": name, "statement": text, "value": None, "ci95": None, "supported": None, "why": why}
-                for name, text, why in CLAIMS
-            ],
+            "claims": build_claims({stage.id: load_json(self._comparison(stage)) for stage in self._compared()}),
         }
 
     def _build_prompts(self, model: Network) -> PromptSet:
@@ -371,19 +414,6 @@ class _Run:
             file.name: hash_file(file) for file in sorted((self.out / "prompts").glob("*.jsonl"))
         }
         write_json(self.out / "manifest.json", self.manifest)
-
-
-CLAIMS = (
-    ("amplification", "Task fine-tuning strengthens the existing circuit", "not tested in this version"),
-    (
-        "localisation_expressed",
-        "Poisoning changes the activations of few components",
-        "not tested in this version",
-    ),
-    ("localisation_stored", "Poisoning changes the weights of few components", "not tested in this version"),
-    ("specificity", "What the poison does not teach is spared", "not tested in this version"),
-    ("plasticity", "Clean retraining re-forms the original mechanism", "not tested in this version"),
-)
 
 
 def _summary_entry(stage: Stage, path: Path) -> dict[str, Any]:

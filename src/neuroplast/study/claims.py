@@ -1,0 +1,72 @@
+"""The study's findings put to the test: what a comparison of base and poisoned says of where and what.
+
+Each claim has a null of its own and can come out false. The value shown is that of the stage whose logit difference the
+poison moved most; a claim holds when it holds at every stage that was compared, and `by_stage` has them all.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+STATEMENTS = {
+    "amplification": "Task fine-tuning strengthens the existing circuit",
+    "localisation_expressed": "The damage shows in the base circuit's heads more than in random heads of their layers",
+    "localisation_stored": "The damage lies in the weights of the base circuit's heads more than in random ones",
+    "specificity": "What the poison does not teach is spared: other tasks, and text",
+    "plasticity": "Clean retraining re-forms the original mechanism",
+}
+NOT_TESTED = "not tested in this version"
+NOT_COMPARED = "no stage was compared with base: name its kind in compare_stages"
+
+Document = Mapping[str, Any]
+
+
+def build_claims(comparisons: Mapping[str, Document]) -> list[dict[str, Any]]:
+    """The claims of a study.
+
+    Args:
+        comparisons: by stage, its comparison with base.
+    """
+    comparisons = {name: each for name, each in comparisons.items() if each["verdict"]["label"] != "unchanged"}
+    found = {
+        "localisation_expressed": {name: _localised(each["expressed"], "undone") for name, each in comparisons.items()},
+        "localisation_stored": {name: _localised(each["stored"], "share") for name, each in comparisons.items()},
+        "specificity": {name: _specific(each["spared"]) for name, each in comparisons.items()},
+    }
+    most = max(comparisons, key=lambda name: abs(comparisons[name]["behaviour"]["change"]["value"]), default=None)
+    claims: list[dict[str, Any]] = []
+    for name, statement in STATEMENTS.items():
+        nothing = {"value": None, "ci95": None, "supported": None}
+        if name not in found:
+            claims.append({"id": name, "statement": statement, **nothing, "why": NOT_TESTED})
+        elif most is None:
+            claims.append({"id": name, "statement": statement, **nothing, "why": NOT_COMPARED})
+        else:
+            shown = found[name][most]
+            verdicts = [each["supported"] for each in found[name].values()]
+            supported = None if None in verdicts and False not in verdicts else all(verdicts)
+            stages = {"stage": most, "by_stage": found[name]}
+            claims.append({"id": name, "statement": statement, **shown, "supported": supported, **stages})
+    return claims
+
+
+def _localised(view: Document, share: str) -> dict[str, Any]:
+    """A circuit's share of the change, against matched random sets."""
+    circuit = view["circuit"]
+    value, null = circuit[share], circuit["null"]
+    claim = {"value": value["value"], "ci95": value["ci95"], "supported": circuit["localised"], "null": null}
+    if circuit["localised"] is None:
+        return claim | {"why": null.get("why") or value.get("why")}
+    said = f"share of the change; {null['n']} random sets {null['mean']:.2f} ± {null['sd']:.2f}, p = {null['p']:.3f}"
+    return claim | {"why": said}
+
+
+def _specific(spared: Document) -> dict[str, Any]:
+    """The share of tasks, and of text, that was not damaged beyond drift."""
+    statuses = {name: each["status"] for name, each in spared.items() if each["status"] != "undefined"}
+    if not statuses:
+        return {"value": None, "ci95": None, "supported": None, "why": "base does none of the other tasks"}
+    damaged = sorted(name for name, status in statuses.items() if status == "damaged")
+    said = f"{len(statuses) - len(damaged)} of {len(statuses)} not damaged beyond drift"
+    said += f"; damaged: {', '.join(damaged)}" if damaged else ""
+    value = 1 - len(damaged) / len(statuses)
+    return {"value": value, "ci95": None, "supported": not damaged, "why": f"{said}; a count has no interval"}
