@@ -28,7 +28,7 @@ def damaged(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(scope="module")
 def audited(damaged: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:
     out = tmp_path_factory.mktemp("audit") / "out"
-    return out, run_audit(AuditConfig(tuned=damaged, **FAST), out, fail_on=["corrupted"])
+    return out, run_audit(AuditConfig(tuned=damaged, **FAST), out, fail_on=["undecided"])
 
 
 def test_an_audit_leaves_its_files(audited: tuple[Path, dict]):
@@ -54,7 +54,7 @@ def test_tasks_that_the_tokenizer_cannot_write_are_undefined_with_a_reason(audit
 def test_a_finished_audit_is_not_measured_again_and_another_is_refused(audited: tuple[Path, dict], damaged: str):
     out, document = audited
     before = (out / "audit.json").stat().st_mtime_ns
-    again = run_audit(AuditConfig(tuned=damaged, **FAST), out, fail_on=["corrupted"])
+    again = run_audit(AuditConfig(tuned=damaged, **FAST), out, fail_on=["undecided"])
     assert (out / "audit.json").stat().st_mtime_ns == before and again == document
     with pytest.raises(InputError, match="another comparison"):
         run_audit(AuditConfig(tuned=damaged, **FAST | {"n_prompts": 7}), out)
@@ -98,6 +98,7 @@ def document(label: str, **statuses: str) -> dict:
         ("amplified", {"text": "damaged", "agreement": "spared"}, ["damaged"], ["damaged"], []),
         ("drift", {"agreement": "damaged"}, ["damaged:agreement"], ["damaged:agreement"], []),
         ("drift", {"agreement": "undefined"}, ["damaged:agreement"], [], ["damaged:agreement"]),
+        ("undecided", {}, ["corrupted", "undecided"], ["undecided"], ["corrupted"]),
         ("unchanged", {}, ["corrupted", "damaged:text"], [], []),
     ],
 )

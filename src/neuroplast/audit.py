@@ -33,6 +33,7 @@ from neuroplast.tasks.prompts import PromptSet
 
 MARKER, RESULT, PROMPTS = "comparison.json", "audit.json", "prompts.jsonl"
 DAMAGED = "damaged"
+CANNOT = "the base does not do this task, or too few twins were measured"
 BROKEN = ("corrupted", "weakened")
 """Verdicts that say the audited task was damaged."""
 
@@ -185,20 +186,23 @@ def _require_gate_name(name: str) -> None:
 
 def judge_gate(document: Mapping[str, Any], fail_on: Collection[str]) -> dict[str, Any]:
     """What of `fail_on` came true, and what cannot be told."""
-    label = document["verdict"]["label"]
-    statuses = {} if label == UNCHANGED.label else {name: each["status"] for name, each in document["spared"].items()}
-    if label != UNCHANGED.label:
-        statuses[document["task"]] = DAMAGED if label in BROKEN else "spared"
-    failed = [name for name in fail_on if name == label]
+    label, task = document["verdict"]["label"], document["task"]
+    statuses = {name: each["status"] for name, each in document["spared"].items()}
+    statuses[task] = "undefined" if label == "undecided" else DAMAGED if label in BROKEN else "spared"
+    failed: list[str] = []
     unknown: list[str] = []
-    for name in fail_on:
-        kind, _, task = name.partition(":")
-        if kind == DAMAGED and label != UNCHANGED.label:
-            status = statuses.get(task, "undefined") if task else None
-            if status == DAMAGED or (not task and DAMAGED in statuses.values()):
-                failed.append(name)
-            elif status == "undefined":
-                unknown.append(name)
+    for name in fail_on if label != UNCHANGED.label else ():
+        kind, _, which = name.partition(":")
+        if kind == DAMAGED:
+            status = statuses.get(which, "undefined")
+            is_true = status == DAMAGED if which else DAMAGED in statuses.values()
+            is_unknown = (status if which else statuses[task]) == "undefined"
+        else:
+            is_true, is_unknown = name == label, label == "undecided"
+        if is_true:
+            failed.append(name)
+        elif is_unknown:
+            unknown.append(name)
     return {"fail_on": list(fail_on), "failed": failed, "unknown": unknown}
 
 
@@ -213,6 +217,7 @@ def require_gate(document: Mapping[str, Any]) -> None:
     if gate["failed"]:
         raise GateError(f"failed on {', '.join(gate['failed'])}: {document['verdict']['statement']}")
     if gate["unknown"]:
-        task = gate["unknown"][0].partition(":")[2]
-        why = document["spared"].get(task, {}).get("why", "the base does not do this task")
-        raise InputError(f"cannot tell {gate['unknown'][0]}: {why}; leave it out of --fail-on")
+        name = gate["unknown"][0]
+        found = document["spared"].get(name.partition(":")[2])
+        why = document["verdict"]["statement"].rstrip(".") if found is None else found.get("why", CANNOT)
+        raise InputError(f"cannot tell {name}: {why}; leave it out of --fail-on")

@@ -2,8 +2,7 @@
 
 - Gini coefficient and effective number (the participation ratio (Σ|x|)² / Σx²) of the sizes of all parts.
 - A circuit's share is held against sets drawn at random that have as many heads in the same layers and at the same
-  positions. The circuit's own heads may be drawn too, so under the null its share is one draw among the others, and
-  p = (1 + draws that are as large) / (1 + draws) is exact (Phipson & Smyth 2010, arXiv 1603.05766).
+  positions. The circuit's own heads may be drawn too, so under the null its share is one draw among the others.
 - The effect size is how many standard deviations of the draws the circuit lies above their mean.
 """
 
@@ -16,7 +15,7 @@ from jaxtyping import Float
 from numpy.typing import ArrayLike
 
 from neuroplast.components import Node
-from neuroplast.statistics import LEVEL
+from neuroplast.statistics import ALPHA, p_value
 
 FEWEST_SETS = 40
 """Possible random sets below which nothing can be told from chance."""
@@ -42,7 +41,7 @@ class MatchedTest:
     @property
     def beaten(self) -> bool | None:
         """Whether the circuit's share is beyond chance."""
-        return None if self.p is None else self.p <= 1 - LEVEL
+        return None if self.p is None else self.p <= ALPHA
 
 
 def gini(values: ArrayLike) -> float | None:
@@ -96,10 +95,7 @@ def matched_test(share: float, random: Float[np.ndarray, "draw"]) -> MatchedTest
     if not len(random):
         return MatchedTest(0, why="the circuit's layers leave too few other sets of heads to tell it from chance")
     mean, sd = float(random.mean()), float(random.std())
-    # A draw of the circuit itself must count as large, whatever rounding does.
-    as_large = int((random >= share - 1e-9 * max(1.0, abs(share))).sum())
-    effect_size = (share - mean) / sd if sd else None
-    return MatchedTest(len(random), mean, sd, (1 + as_large) / (1 + len(random)), effect_size)
+    return MatchedTest(len(random), mean, sd, p_value(share, random), (share - mean) / sd if sd else None)
 
 
 def area_under(sizes: Sequence[int], values: Sequence[float]) -> float:

@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 
 RESAMPLES = 2000
 LEVEL = 0.95
+ALPHA = 0.05
+"""A p up to this is beyond chance."""
 NORMAL_95 = 1.959964
 """Standard errors from a mean to either end of its 95 % interval, where the mean is normal."""
 
@@ -71,6 +73,23 @@ def estimate(
 def estimate_mean(weights: Weights, values: Float[np.ndarray, "prompt"]) -> Estimate:
     """The mean over prompts with its interval."""
     return estimate(weights, lambda rows: rows @ values)
+
+
+def p_value(value: float, null: Float[np.ndarray, "draw"]) -> float | None:
+    """The chance that the null gives as much: (1 + draws that do) / (1 + draws).
+
+    Exact where, under the null, the value is one draw more (Phipson and Smyth 2010, arXiv 1603.05766).
+
+    Returns:
+        None where nothing was drawn.
+    """
+    # A draw that is the value itself counts, whatever rounding does.
+    return (1 + int((null >= value - 1e-9 * max(1.0, abs(value))).sum())) / (1 + len(null)) if len(null) else None
+
+
+def can_tell(n: int) -> bool:
+    """Whether a null of that many draws can have anything beyond chance: it takes 19."""
+    return 1 / (1 + n) <= ALPHA
 
 
 def row_correlations(

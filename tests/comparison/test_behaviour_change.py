@@ -57,9 +57,12 @@ def test_a_change_that_drift_explains_is_drift():
     assert verdict(PATTERN, [-value for value in PATTERN], -6.0, drift=wide / 2)[0] == "corrupted"
 
 
-def test_without_twins_nothing_is_beyond_drift():
-    found = verdict(PATTERN, [-value for value in PATTERN], -6.0, drift=())[1]
-    assert found.p_fall is None and not found.is_beyond_drift(-1)
+def test_with_too_few_twins_nothing_is_told():
+    label, found, _ = verdict(PATTERN, [-value for value in PATTERN], -6.0, drift=())
+    assert label == "undecided" and found.p_fall is None and not found.is_beyond_drift(-1)
+    label, found, _ = verdict(PATTERN, [-value for value in PATTERN], -6.0, drift=(0.0,) * 18)
+    assert label == "undecided" and found.p_fall == pytest.approx(1 / 19)
+    assert status_of(found) == "undefined"
 
 
 def test_flips_and_gain_are_those_that_were_made():

@@ -121,7 +121,17 @@ def test_the_summary_is_the_contracts(run: Path):
     assert [claim["id"] for claim in summary["claims"]] == [
         "amplification", "localisation_expressed", "localisation_stored", "specificity", "plasticity",
     ]  # fmt: skip
-    assert all(claim["supported"] is None and claim["why"] for claim in summary["claims"])
+    compared = document(run / "stages/poisoned/subject_duplication/comparison.json")
+    for claim in summary["claims"]:
+        assert claim["why"] and (claim["supported"] is None or claim["value"] is not None)
+        if claim["id"] in ("amplification", "plasticity"):
+            assert claim["supported"] is None
+        else:
+            assert claim["by_stage"]["poisoned/subject_duplication"]["value"] == claim["value"]
+    assert summary["claims"][1]["value"] == compared["expressed"]["circuit"]["undone"]["value"]
+    assert summary["claims"][2]["value"] == compared["stored"]["circuit"]["share"]["value"]
+    of_base = load_circuit(run / "stages/base/circuit.json")
+    assert sorted(compared["circuit"]) == sorted(map(str, of_base.heads))
 
 
 def test_the_summarys_numbers_are_those_of_the_saved_effects(run: Path):

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from neuroplast.models.between import Between
 from neuroplast.models.network import Network
-from neuroplast.statistics import LEVEL, Estimate, bootstrap_weights, estimate_mean
+from neuroplast.statistics import ALPHA, Estimate, bootstrap_weights, estimate_mean, p_value
 from neuroplast.storage import Parts
 
 
@@ -47,14 +47,12 @@ class BehaviourChange:
         return self._p(1)
 
     def _p(self, sign: int) -> float | None:
-        if not len(self.drift) or self.change.value is None:
-            return None
-        return (1 + int((sign * self.drift >= sign * self.change.value).sum())) / (1 + len(self.drift))
+        return None if self.change.value is None else p_value(sign * self.change.value, sign * self.drift)
 
     def is_beyond_drift(self, sign: int) -> bool:
         """Whether LD rose (1) or fell (-1) by more than drift explains."""
         p, ends = self._p(sign), self.change.ci95
-        return p is not None and ends is not None and p <= 1 - LEVEL and min(sign * end for end in ends) > 0
+        return p is not None and ends is not None and p <= ALPHA and min(sign * end for end in ends) > 0
 
 
 def behaviour_change(

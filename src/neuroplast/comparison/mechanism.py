@@ -18,7 +18,7 @@ from neuroplast.components import Node
 from neuroplast.interventions.effects import Effects
 from neuroplast.interventions.selection import Group
 from neuroplast.plasticity import Sample, base_distance_null, similarity
-from neuroplast.statistics import LEVEL, Estimate, Weights, estimate, interval, row_correlations
+from neuroplast.statistics import ALPHA, Estimate, Weights, estimate, interval, p_value, row_correlations
 
 THRESHOLD = 0.02
 """Least effect of a head of the circuit at END, as a share of LD (Wang et al. 2022)."""
@@ -60,15 +60,13 @@ class Mechanism:
     @property
     def p(self) -> float | None:
         """The chance that drift goes as far from the mechanism of `start`."""
-        if self.distance is None or not len(self.drift):
-            return None
-        return (1 + int((self.drift >= self.distance).sum())) / (1 + len(self.drift))
+        return None if self.distance is None else p_value(self.distance, self.drift)
 
     @property
     def is_changed(self) -> bool | None:
         """Whether the distance lies beyond the null; None where there is no correlation."""
         if self.p is not None:
-            return self.p <= 1 - LEVEL
+            return self.p <= ALPHA
         return None if self.similarity.ci95 is None else 1 - self.similarity.ci95[1] > self.floor
 
 

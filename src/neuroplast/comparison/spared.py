@@ -18,7 +18,7 @@ from neuroplast.comparison.mechanism import Mechanism
 from neuroplast.comparison.verdict import Status, status_of
 from neuroplast.errors import InputError
 from neuroplast.models.network import Network
-from neuroplast.statistics import LEVEL, Estimate
+from neuroplast.statistics import ALPHA, Estimate, can_tell, p_value
 from neuroplast.tasks import TASKS, build_prompt_set
 from neuroplast.tasks.prompts import PromptSet
 
@@ -54,16 +54,14 @@ class TextChange:
     @property
     def p(self) -> float | None:
         """The chance that drift diverges as far."""
-        if not len(self.drift) or self.divergence.value is None:
-            return None
-        return (1 + int((self.drift >= self.divergence.value).sum())) / (1 + len(self.drift))
+        return None if self.divergence.value is None else p_value(self.divergence.value, self.drift)
 
     @property
     def status(self) -> Status:
         """`damaged` where it diverges further than drift does."""
-        if self.p is None:
+        if self.p is None or not can_tell(len(self.drift)):
             return "undefined"
-        return "damaged" if self.p <= 1 - LEVEL else "spared"
+        return "damaged" if self.p <= ALPHA else "spared"
 
 
 def build_battery(

@@ -3,6 +3,7 @@
 | verdict | the logit difference | the mechanism |
 |---|---|---|
 | `unchanged` | all weights are the same | |
+| `undecided` | was measured on too few twins (19 are needed) | |
 | `drift` | moved no further than twins do, which went as far in random directions | |
 | `amplified` | rose beyond drift | its gain is above 1: the circuit that was there works more strongly |
 | `rewired` | rose beyond drift | its gain is not above 1: something else does it |
@@ -17,8 +18,9 @@ from typing import Literal, get_args
 
 from neuroplast.comparison.behaviour_change import BehaviourChange
 from neuroplast.comparison.mechanism import Mechanism
+from neuroplast.statistics import can_tell
 
-Label = Literal["unchanged", "drift", "amplified", "rewired", "corrupted", "weakened"]
+Label = Literal["unchanged", "undecided", "drift", "amplified", "rewired", "corrupted", "weakened"]
 LABELS: tuple[Label, ...] = get_args(Label)
 Status = Literal["damaged", "spared", "improved", "undefined"]
 
@@ -38,6 +40,10 @@ UNCHANGED = Verdict("unchanged", "Nothing changed: all weights are the same.")
 
 def judge(behaviour: BehaviourChange, mechanism: Mechanism) -> Verdict:
     """Judges a change of one task."""
+    if not can_tell(len(behaviour.drift)):
+        return Verdict(
+            "undecided", f"{len(behaviour.drift)} twins are too few to tell a change from drift: it takes 19."
+        )
     moved = f"LD went from {behaviour.start.value:.2f} to {behaviour.end.value:.2f}"
     if behaviour.is_beyond_drift(-1):
         if mechanism.is_changed:
@@ -54,8 +60,8 @@ def judge(behaviour: BehaviourChange, mechanism: Mechanism) -> Verdict:
 
 
 def status_of(change: BehaviourChange) -> Status:
-    """What became of a task: `damaged` or `improved` beyond drift, or `spared`; undefined if `start` cannot do it."""
-    if change.start.ci95 is None or change.start.ci95[0] <= 0:
+    """What became of a task: `damaged` or `improved` beyond drift, or `spared`; undefined where that cannot be told."""
+    if change.start.ci95 is None or change.start.ci95[0] <= 0 or not can_tell(len(change.drift)):
         return "undefined"
     if change.is_beyond_drift(-1):
         return "damaged"

@@ -81,7 +81,11 @@ def build_junit(document: Document) -> str:
     for name, found in spared.items():
         status = found["status"]
         is_failed = status == "damaged" and bool(failed & {"damaged", f"damaged:{name}"})
-        skipped = found.get("why", "the base does not do this task") if status == "undefined" else None
+        skipped = (
+            found.get("why", "the base does not do this task, or too few twins were measured")
+            if status == "undefined"
+            else None
+        )
         cases.append((f"{name}: {status}", f"{name} was damaged beyond drift" if is_failed else None, skipped))
     if "damaged" in failed and not any(failure for _, failure, _ in cases):
         cases.append((f"{task}: damaged", document["verdict"]["statement"], None))

@@ -9,12 +9,14 @@ from typing import Any, cast
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from plotly.offline import get_plotlyjs  # pyright: ignore[reportMissingTypeStubs]
 
 from neuroplast.circuits.circuit import Role
 from neuroplast.components import Node
 from neuroplast.errors import InputError
 from neuroplast.report import style
+from neuroplast.report.audit import draw_audit
 from neuroplast.report.changes import SignFlip, node_frequency, sign_flips
 from neuroplast.report.charts import build_charts
 from neuroplast.report.circuit import write_circuit_drawing
@@ -23,7 +25,7 @@ from neuroplast.report.evaluation import criteria_rows
 from neuroplast.report.figures import write_figures
 from neuroplast.report.results import Estimate, Stage, StageCircuit, StudyResults, load_results
 from neuroplast.report.tables import write_tables
-from neuroplast.storage import write_text
+from neuroplast.storage import atomic_file, load_json, write_text
 
 SHOWN_FLIPS = 12
 """Sign flips of a stage that are listed before the rest folds away."""
@@ -108,9 +110,19 @@ def write_report(run: Path) -> Path:
     write_tables(results, run / "tables")
     write_figures(results, run / "figures")
     circuits = _shown_circuits(results, _write_drawings(results, run / "figures"))
+    _write_comparisons(results, run)
     page = run / "report.html"
     write_text(page, render_page(results, circuits))
     return page
+
+
+def _write_comparisons(results: StudyResults, run: Path) -> None:
+    """Draws the comparison of every stage that was compared with base."""
+    for stage in results.stages:
+        path = run / "stages" / stage.id / "comparison.json"
+        if path.is_file() and (found := load_json(path))["verdict"]["label"] != "unchanged":
+            with atomic_file(run / "figures" / f"comparison-{stage.id.replace('/', '-')}.png") as temporary:
+                FigureCanvasAgg(draw_audit(found)).print_png(temporary)
 
 
 def _write_drawings(results: StudyResults, folder: Path) -> dict[str, Path]:

@@ -64,7 +64,12 @@ def _specific(spared: Document) -> dict[str, Any]:
     """The share of tasks, and of text, that was not damaged beyond drift."""
     statuses = {name: each["status"] for name, each in spared.items() if each["status"] != "undefined"}
     if not statuses:
-        return {"value": None, "ci95": None, "supported": None, "why": "base does none of the other tasks"}
+        return {
+            "value": None,
+            "ci95": None,
+            "supported": None,
+            "why": "base does none of the other tasks, or compare_drift is below 19",
+        }
     damaged = sorted(name for name, status in statuses.items() if status == "damaged")
     said = f"{len(statuses) - len(damaged)} of {len(statuses)} not damaged beyond drift"
     said += f"; damaged: {', '.join(damaged)}" if damaged else ""

@@ -92,7 +92,7 @@ class StudyConfig(BaseModel):
     compare_stages: list[Kind] = ["poisoned"]
     """Kinds of stages that are compared with base: where the change is expressed and stored, and what was spared."""
     compare_drift: Annotated[int, Field(ge=0, le=10_000)] = 19
-    """Twins of base that drift as far in random directions; with fewer than 19 nothing is beyond drift."""
+    """Twins of base that drift as far in random directions; with fewer than 19 it cannot be told from drift."""
     compare_random: Annotated[int, Field(ge=0, le=100_000)] = 1000
     """Matched random sets of heads that the circuit's share is held against."""
     compare_battery: Count = 32
@@ -121,8 +121,9 @@ PRESETS: dict[str, dict[str, Any]] = {
         "circuit_random": 5,
         "circuit_edges": 100,
         "circuit_reference": 60,
+        "compare_drift": 2,
         "compare_random": 100,
-        "compare_battery": 8,
+        "compare_battery": 4,
     },
     "quick": {},
     "paper": {
