@@ -15,7 +15,7 @@ from torch import Tensor
 
 from neuroplast.models.between import Between
 from neuroplast.models.network import Network
-from neuroplast.statistics import ALPHA, Estimate, bootstrap_weights, estimate_mean, p_value
+from neuroplast.statistics import ALPHA, Estimate, bootstrap_weights, estimate, estimate_mean, p_value
 from neuroplast.storage import Parts
 
 
@@ -33,6 +33,8 @@ class BehaviourChange:
     """The same in the other."""
     change: Estimate
     """Mean of LD(end) - LD(start), prompts paired."""
+    kept: Estimate
+    """LD of the other as a share of LD of the one, a ratio of means; undefined where that is not apart from 0."""
     drift: Float[np.ndarray, "twin"]
     """The mean changes of the twins."""
 
@@ -68,8 +70,13 @@ def behaviour_change(
     """
     weights = bootstrap_weights(len(start), seed)
     before, after = start.double().numpy(), end.double().numpy()
+    of_start = estimate_mean(weights, before)
+    kept = Estimate(None, None, "undefined: LD of the first checkpoint is not above 0")
+    if of_start.ci95 is not None and of_start.ci95[0] > 0:
+        kept = estimate(weights, lambda rows: (rows @ after) / (rows @ before))
     return BehaviourChange(
-        start=estimate_mean(weights, before),
+        kept=kept,
+        start=of_start,
         end=estimate_mean(weights, after),
         start_accuracy=estimate_mean(weights, (before > 0).astype(float)),
         end_accuracy=estimate_mean(weights, (after > 0).astype(float)),

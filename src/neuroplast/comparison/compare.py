@@ -12,7 +12,7 @@ from torch import Tensor
 from neuroplast.behaviour import measure_behaviour
 from neuroplast.circuits.evaluate import estimate_document
 from neuroplast.comparison.behaviour_change import BehaviourChange, behaviour_change, run_drift
-from neuroplast.comparison.expressed import Curve, Expressed, measure_expressed, summarise, undo_alone
+from neuroplast.comparison.expressed import Curve, Expressed, is_localised, measure_expressed, summarise, undo_alone
 from neuroplast.comparison.mechanism import Mechanism, build_mechanism, direct_circuit, distance_between
 from neuroplast.comparison.spared import TaskChange, TextChange
 from neuroplast.comparison.stored import Stored, measure_stored, split_change
@@ -138,7 +138,7 @@ class Comparison:
                 "undone": estimate_document(found.undone),
                 "brought": estimate_document(found.brought),
                 "null": _test_document(found.test),
-                "localised": found.test.beaten,
+                "localised": is_localised(found.undone, found.test),
             },
             "all_heads": estimate_document(found.all_heads),
             "concentration": {
@@ -182,7 +182,7 @@ class Comparison:
             "circuit": {
                 "share": estimate_document(found.circuit),
                 "null": _test_document(found.test),
-                "localised": found.test.beaten,
+                "localised": is_localised(found.circuit, found.test),
             },
             "concentration": {
                 "gini": found.split.gini,
@@ -437,6 +437,7 @@ def _mechanism_document(found: Mechanism) -> dict[str, Any]:
 def _task_document(found: TaskChange) -> dict[str, Any]:
     return {
         "status": found.status,
+        "kept": estimate_document(found.behaviour.kept),
         **_behaviour_document(found.behaviour),
         "mechanism": _mechanism_document(found.mechanism),
     }

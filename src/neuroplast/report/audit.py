@@ -256,7 +256,7 @@ def _spared(found: Document) -> tuple[str, str]:
     if "change" in found:
         null, ld = found["null"], found["logit_diff"]
         drift = f"drift {_range(null['range'])}, p fall {_number(null['p_fall'], 3)}"
-        kept = f"effects r {_number(found['mechanism']['similarity']['value'])}"
+        kept = f"kept {show(found['kept'])}, effects r {_number(found['mechanism']['similarity']['value'])}"
         return f"LD {_number(ld['start']['value'])} → {show(ld['end'])}", f"{drift}; {kept}"
     return "–", found.get("why", "")
 

@@ -9,8 +9,8 @@ from typing import Any
 
 STATEMENTS = {
     "amplification": "Task fine-tuning strengthens the existing circuit",
-    "localisation_expressed": "The damage shows in the base circuit's heads more than in random heads of their layers",
-    "localisation_stored": "The damage lies in the weights of the base circuit's heads more than in random ones",
+    "localisation_expressed": "Most of the damage shows in the base circuit's heads, and more than in random ones",
+    "localisation_stored": "Most of the damage lies in the base circuit's weights, and more than in random heads'",
     "specificity": "What the poison does not teach is spared: other tasks, and text",
     "plasticity": "Clean retraining re-forms the original mechanism",
 }
