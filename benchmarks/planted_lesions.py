@@ -7,8 +7,9 @@ number by number, as the lesion itself: how far a head's weights went says nothi
 the stored one by what the ledger finds in their weights, the expressed one by what patching them back undoes; scored by
 AUROC against the heads that were planted. Beside them the norm of each head's change, the control.
 
-A null pair: base against itself with noise on all weights, of a size drawn anew each time; or base against clean
-fine-tuning with another seed. A false alarm is a verdict of corruption. The last line is one JSON object.
+A null pair: base against itself with noise on all weights, of 0.1 to 100 % of their standard deviation, drawn anew each
+time; or base against clean fine-tuning with another seed and number of steps. A false alarm is a verdict of corruption;
+all verdicts are told by kind of pair. The last line is one JSON object.
 """
 
 import argparse
@@ -116,22 +117,23 @@ def score_plants(name: str, n: int, n_prompts: int, steps: int, rate: float) -> 
     return scores
 
 
-def count_false_alarms(name: str, n: int, n_prompts: int, steps: int, rate: float) -> dict[str, int]:
-    """How many null pairs get each verdict."""
+def count_false_alarms(name: str, n: int, n_prompts: int, steps: int, rate: float) -> dict[str, dict[str, int]]:
+    """By kind of null pair, how many get each verdict."""
     base = npl.load_model(name)
     prompts = load_task("ioi").prompts(base, n_prompts, 1, split="eval")
-    verdicts: dict[str, int] = {}
+    verdicts: dict[str, dict[str, int]] = {"noise": {}, "clean tune": {}}
     for seed in range(n):
         model, rng = npl.load_model(name), random.Random(f"null/{seed}")
         if seed % 2:
             train(model, None, rng.randint(1, steps), rate, 1000 + seed)
         else:
-            size, generator = 10 ** rng.uniform(-3, -1), torch.Generator().manual_seed(seed)
+            size, generator = 10 ** rng.uniform(-3, 0), torch.Generator().manual_seed(seed)
             with torch.no_grad():
                 for weight in model.module.parameters():
                     weight.add_(size * weight.std() * torch.randn(weight.shape, generator=generator).to(weight.device))
-        label = compare_behaviour(base, model, prompts, seed=10_000 * (seed + 1)).label
-        verdicts[label] = verdicts.get(label, 0) + 1
+        label = compare_behaviour(base, model, prompts, seed=seed).label
+        mine = verdicts["clean tune" if seed % 2 else "noise"]
+        mine[label] = mine.get(label, 0) + 1
         print(f"null {seed}: {label}; so far {verdicts}", flush=True)
     return verdicts
 
@@ -150,7 +152,7 @@ def main() -> None:
     reuse_freed_memory()
     scores = score_plants(given.model, given.plants, given.prompts, given.steps, given.rate)
     verdicts = count_false_alarms(given.model, given.null, given.prompts, given.steps, given.clean_rate)
-    alarms = verdicts.get("corrupted", 0)
+    alarms = sum(each.get("corrupted", 0) for each in verdicts.values())
     mean = {view: float(np.mean(values)) if values else None for view, values in scores.items()}
     least = {view: min(values, default=None) for view, values in scores.items()}
     print(

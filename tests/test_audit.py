@@ -1,4 +1,5 @@
 import json
+import shutil
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -6,6 +7,10 @@ import pytest
 import torch
 
 from neuroplast.audit import AuditConfig, judge_gate, require_gate, run_audit
+from neuroplast.circuits.circuit import Circuit
+from neuroplast.circuits.files import save_circuit
+from neuroplast.circuits.shape import shape_of
+from neuroplast.components import parse_node
 from neuroplast.errors import GateError, InputError, StorageError
 from neuroplast.models.sources import load_model
 from neuroplast.report.audit import AUDIT_FILES, build_junit, summary_rows
@@ -41,7 +46,7 @@ def test_an_audit_leaves_its_files(audited: tuple[Path, dict]):
     page = (out / "audit.html").read_text()
     assert document["verdict"]["label"] in page and "http" not in page.replace("http://www.w3.org", "")
     rows = (out / "parts.csv").read_text().splitlines()
-    assert rows[0].startswith("part,undoes") and any(row.startswith("a1.h0,") for row in rows)
+    assert rows[0].startswith("part,patched_at,undoes,undoes_low") and any(row.startswith("a1.h0,end,") for row in rows)
     assert any(section == "stored" and what == "mlps" for section, what, _, _ in summary_rows(document))
 
 
@@ -67,37 +72,74 @@ def test_a_damaged_document_is_told_by_its_name(audited: tuple[Path, dict], dama
         (out / path.name).write_bytes(path.read_bytes())
     broken = json.loads((out / "audit.json").read_text())
     del broken["stored"]["sizes"]
-    (out / "audit.json").write_text(json.dumps(broken))
-    with pytest.raises(StorageError, match=r"audit\.json is damaged"):
-        run_audit(AuditConfig(tuned=damaged, **FAST), out)
+    for text in (json.dumps(broken), "{}", '{"verdict": {"label": "drift"}}', '{"verdict": 3}'):
+        (out / "audit.json").write_text(text)
+        with pytest.raises(StorageError, match=r"audit\.json is damaged"):
+            run_audit(AuditConfig(tuned=damaged, **FAST), out)
+
+
+def test_another_configuration_is_no_checkpoint_of_the_same_model(damaged: str, tmp_path: Path):
+    for name, value in (("activation_function", "relu"), ("layer_norm_epsilon", 0.5)):
+        folder = tmp_path / name
+        shutil.copytree(damaged, folder)
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(config | {name: value}))
+        with pytest.raises(InputError, match=f"{name} is .* in the configuration of one"):
+            run_audit(AuditConfig(tuned=str(folder), **FAST), tmp_path / "out")
+
+
+def test_prompts_without_a_counterfactual_end_in_nulls_with_reasons(damaged: str, tmp_path: Path):
+    records = [
+        {"clean": f"Then, {a} and {b} went to the store. {b} gave a ring to", "answer": f" {a}", "foil": f" {b}"}
+        for a, b in (("Mary", "John"), ("John", "Mary"), ("Anna", "Paul"))
+    ]
+    lines = [json.dumps(record | {"counterfactual": record["clean"]}) for record in records]
+    (tmp_path / "own.jsonl").write_text("\n".join(lines))
+    settings = {"prompts": str(tmp_path / "own.jsonl"), "n_drift": 2, "n_random": 5, "battery": False}
+    document = run_audit(AuditConfig(tuned=damaged, **settings), tmp_path / "out")
+    assert document["mechanism"]["similarity"]["value"] is None and document["mechanism"]["distance"] is None
+
+
+def test_a_refused_circuit_leaves_the_folder_free(damaged: str, tmp_path: Path):
+    circuit = tmp_path / "circuit.json"
+    save_circuit(circuit, Circuit(shape_of(load_model("tiny")), {parse_node("m0"): 1.0}))
+    with pytest.raises(InputError, match="has no heads"):
+        run_audit(AuditConfig(tuned=damaged, circuit=str(circuit), **FAST), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_same_weights_are_unchanged_and_pass_every_gate(tmp_path: Path):
-    document = run_audit(AuditConfig(tuned="tiny", **FAST), tmp_path / "out", fail_on=["corrupted", "damaged:pronouns"])
+    document = run_audit(AuditConfig(tuned="tiny", **FAST), tmp_path / "out", fail_on=["damaged", "damaged:pronouns"])
     assert document["verdict"]["label"] == "unchanged" and document["expressed"]["why"].startswith("Nothing changed")
     require_gate(document)
     suite = ElementTree.parse(tmp_path / "out" / "junit.xml").getroot()
     assert (suite.get("tests"), suite.get("failures")) == ("1", "0")
 
 
-def document(label: str, **statuses: str) -> dict:
+def document(label: str, own: str = "spared", **statuses: str) -> dict:
+    def entry(status: str) -> dict:
+        return {"status": status, "why": "no words", "kept": {"value": 0.5, "ci95": [0.4, 0.6]}}
+
     return {
         "task": "ioi",
         "verdict": {"label": label, "statement": "It moved."},
-        "spared": {name: {"status": status, "why": "no words"} for name, status in statuses.items()},
+        "behaviour": entry(own),
+        "spared": {name: entry(status) for name, status in statuses.items()},
     }
 
 
 @pytest.mark.parametrize(
     ("label", "statuses", "fail_on", "failed", "unknown"),
     [
-        ("corrupted", {}, ["corrupted"], ["corrupted"], []),
-        ("weakened", {}, ["corrupted", "damaged"], ["damaged"], []),
-        ("weakened", {}, ["damaged:ioi"], ["damaged:ioi"], []),
+        ("corrupted", {"own": "damaged"}, ["corrupted"], ["corrupted"], []),
+        ("weakened", {"own": "damaged"}, ["corrupted", "damaged"], ["damaged"], []),
+        ("drift", {"own": "damaged"}, ["damaged:ioi"], ["damaged:ioi"], []),
         ("amplified", {"text": "spared"}, ["corrupted", "damaged"], [], []),
         ("amplified", {"text": "damaged", "agreement": "spared"}, ["damaged"], ["damaged"], []),
         ("drift", {"agreement": "damaged"}, ["damaged:agreement"], ["damaged:agreement"], []),
+        ("drift", {"agreement": "uncertain"}, ["damaged:agreement"], [], []),
         ("drift", {"agreement": "undefined"}, ["damaged:agreement"], [], ["damaged:agreement"]),
+        ("undecided", {"own": "undefined"}, ["damaged"], [], ["damaged"]),
         ("undecided", {}, ["corrupted", "undecided"], ["undecided"], ["corrupted"]),
         ("unchanged", {}, ["corrupted", "damaged:text"], [], []),
     ],
@@ -110,15 +152,17 @@ def test_the_gate_fails_on_what_was_asked(label, statuses, fail_on, failed, unkn
         with pytest.raises(GateError, match=failed[0]):
             require_gate(found)
     elif unknown:
-        with pytest.raises(InputError, match="cannot tell damaged:agreement: no words"):
+        with pytest.raises(InputError, match=f"cannot tell {unknown[0]}"):
             require_gate(found)
     else:
         require_gate(found)
     suite = ElementTree.fromstring(build_junit(found).partition("\n")[2])
     assert bool(int(suite.get("failures"))) == bool(failed)
     assert len(suite.findall("testcase/failure")) == int(suite.get("failures"))
-    skipped = sum(status == "undefined" for status in statuses.values())
-    assert len(suite.findall("testcase/skipped")) == skipped
+    names = [case.get("name") for case in suite.findall("testcase")]
+    assert names == ["verdict"] + ([] if label == "unchanged" else ["ioi", *(n for n in statuses if n != "own")])
+    if unknown and not failed:
+        assert suite.findall("testcase/skipped")
 
 
 def test_what_nobody_can_fail_on_is_refused_before_anything_is_measured(tmp_path: Path):
@@ -126,6 +170,8 @@ def test_what_nobody_can_fail_on_is_refused_before_anything_is_measured(tmp_path
         with pytest.raises(InputError, match=f"did you mean '{near}'"):
             run_audit(AuditConfig(tuned="tiny", **FAST), tmp_path / "out", fail_on=[wrong])
     assert not (tmp_path / "out").exists()
+    with pytest.raises(InputError, match="a verdict takes 19 twins"):
+        run_audit(AuditConfig(tuned="tiny", **FAST), tmp_path / "out", fail_on=["corrupted"])
     for name, value in (("n_battery", 0), ("n_drift", -1), ("n_random", -5)):
         with pytest.raises(InputError, match=name):
             AuditConfig(tuned="tiny", **FAST | {name: value})

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from neuroplast.components import Node
-from neuroplast.localisation import area_under, draw_matched, effective_number, gini, matched_test
+from neuroplast.localisation import area_under, draw_matched, effective_number, gini, is_localised, matched_test
+from neuroplast.statistics import Estimate
 
 
 def heads(*places: tuple[int, int], at: str | None = "end") -> list[Node]:
@@ -34,7 +35,9 @@ def test_a_circuit_that_fills_its_layers_has_no_random_sets():
     full = heads(*((0, head) for head in range(4)))
     assert draw_matched(full, 4, 100, seed=0) == [] == draw_matched([], 4, 100, seed=0)
     test = matched_test(0.5, np.empty(0))
-    assert test.p is None and test.beaten is None and "too few other sets" in test.why
+    assert test.p is None and test.beaten is None and "too few others" in test.why
+    few = matched_test(0.5, np.zeros(18))
+    assert few.p is not None and few.beaten is None and "it takes 19" in few.why
 
 
 def test_chance_alone_beats_the_null_in_one_of_twenty():
@@ -64,3 +67,12 @@ def test_what_is_really_localised_beats_it_and_counts_itself():
 def test_the_area_under_a_curve_is_its_mean_height():
     assert area_under([1, 2, 4], [1.0, 1.0, 1.0]) == pytest.approx(3.5 / 4)
     assert area_under([2, 4], [0.5, 1.0]) == pytest.approx(0.5)
+
+
+def test_localised_is_most_of_it_and_more_than_chance():
+    beaten, not_beaten = matched_test(0.6, np.zeros(99)), matched_test(0.6, np.ones(99))
+    assert is_localised(Estimate(0.6, (0.55, 0.65)), beaten) is True
+    assert is_localised(Estimate(0.06, (0.05, 0.07)), beaten) is False
+    assert is_localised(Estimate(0.6, (0.55, 0.65)), not_beaten) is False
+    assert is_localised(Estimate(None, None, "undefined"), beaten) is None
+    assert is_localised(Estimate(0.6, (0.55, 0.65)), matched_test(0.6, np.empty(0))) is None

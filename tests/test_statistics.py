@@ -1,8 +1,17 @@
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from neuroplast.statistics import bootstrap_weights, estimate, estimate_mean, interval, row_correlations
+from neuroplast.statistics import (
+    bootstrap_weights,
+    can_tell,
+    estimate,
+    estimate_mean,
+    interval,
+    p_value,
+    row_correlations,
+)
 
 
 def test_the_mean_of_a_constant_has_no_width():
@@ -46,3 +55,12 @@ def test_a_constant_row_has_no_correlation():
 def test_resamples_without_a_value_are_left_out_of_an_interval():
     low, high = interval(np.array([1.0, np.nan, 1.0, 1.0]))
     assert (low, high) == (1.0, 1.0)
+
+
+def test_a_p_value_counts_ties_and_what_has_no_value():
+    null = np.arange(19.0)
+    assert p_value(18.0, null) == pytest.approx(2 / 20) and p_value(18.5, null) == pytest.approx(1 / 20)
+    assert p_value(-1.0, null) == 1.0 and p_value(1e-12, np.full(19, 1e-13)) == pytest.approx(1 / 20)
+    assert p_value(18.5, np.full(19, np.nan)) == 1.0
+    assert p_value(np.nan, null) is None and p_value(1.0, np.empty(0)) is None
+    assert can_tell(19) and not can_tell(18)

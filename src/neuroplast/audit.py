@@ -14,11 +14,10 @@ from typing import Any
 
 from neuroplast.circuits.files import load_circuit, require_model
 from neuroplast.circuits.shape import shape_of
-from neuroplast.comparison.compare import TEXT, CompareSettings, compare, is_same, unchanged_document
-from neuroplast.comparison.spared import build_battery
+from neuroplast.comparison.compare import TEXT, CompareSettings, compare_document
 from neuroplast.comparison.text import SAMPLES
-from neuroplast.comparison.verdict import LABELS, UNCHANGED
-from neuroplast.errors import GateError, InputError, unknown_name
+from neuroplast.comparison.verdict import LABELS, TOLERANCE, UNCHANGED
+from neuroplast.errors import GateError, InputError, StorageError, unknown_name
 from neuroplast.interventions.selection import Group
 from neuroplast.memory import parse_size
 from neuroplast.models.between import require_same_parts
@@ -26,16 +25,14 @@ from neuroplast.models.network import Network
 from neuroplast.models.sources import load_model, weights_sha256
 from neuroplast.observer import Observer, Silent
 from neuroplast.report.audit import AUDIT_FILES, write_audit_report
-from neuroplast.storage import Parts, hash_file, is_begun, load_json, make_folder, write_json, write_jsonl
+from neuroplast.statistics import can_tell
+from neuroplast.storage import Parts, hash_file, is_begun, load_json, make_folder, release, write_json, write_jsonl
 from neuroplast.subject import Subject, require_whole, versions
 from neuroplast.tasks import TASKS
-from neuroplast.tasks.prompts import PromptSet
 
 MARKER, RESULT, PROMPTS = "comparison.json", "audit.json", "prompts.jsonl"
 DAMAGED = "damaged"
-CANNOT = "the base does not do this task, or too few twins were measured"
-BROKEN = ("corrupted", "weakened")
-"""Verdicts that say the audited task was damaged."""
+UNDECIDED = "undecided"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,12 +49,14 @@ class AuditConfig(Subject):
     """Prompts of each other task."""
     n_drift: int = 19
     """Twins that drift as far in random directions."""
-    n_profiles: int = 2
-    """Of these, how many are patched and split as well."""
+    n_profiles: int | None = None
+    """Of these, how many are patched and split as well; None takes up to 2."""
     n_random: int = 1000
     """Matched random sets of heads."""
     n_samples: int = SAMPLES
     """Samples of text."""
+    tolerance: float = TOLERANCE
+    """Share of a task, or of a mechanism's likeness, up to which a change does not count."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -68,9 +67,8 @@ class AuditConfig(Subject):
 
     def settings(self) -> dict[str, Any]:
         """The settings of the comparison."""
-        names = ("n_drift", "n_profiles", "n_random", "n_samples")
+        names = ("n_drift", "n_profiles", "n_random", "n_samples", "tolerance")
         kept = {name: getattr(self, name) for name in names} | {"seed": self.seed or 0}
-        kept |= {} if self.battery else {"n_samples": 0}
         return asdict(CompareSettings(**kept))
 
 
@@ -97,7 +95,7 @@ def run_audit(
     """
     config, out, observer = config.resolved(), Path(out), observer or Silent()
     for name in fail_on:
-        _require_gate_name(name)
+        _require_gate(name, config)
     if memory is not None:
         parse_size(memory)
     begun = is_begun(out, MARKER, "comparison")
@@ -115,7 +113,22 @@ def run_audit(
         raise InputError(f"{out} holds another comparison (other settings, prompts or weights); choose another --out")
     parts = Parts(out / "parts")
     if not (out / RESULT).is_file():
-        found = _measure(config, start, end, prompts, circuit, parts, observer, memory)
+        try:
+            found = compare_document(
+                start,
+                end,
+                prompts,
+                battery=config.n_battery if config.battery else 0,
+                task=config.task,
+                circuit=circuit,
+                memory=memory,
+                parts=parts,
+                progress=observer.progress,
+                **config.settings(),
+            )
+        except InputError:
+            release(out, MARKER)
+            raise
         described = {
             "schema": 1,
             "base": {"name": config.model, "weights_sha256": provenance["weights_sha256"]},
@@ -126,8 +139,11 @@ def run_audit(
         write_json(out / RESULT, described | found | {"versions": versions()})
     document = load_json(out / RESULT)
     write_jsonl(out / PROMPTS, map(asdict, prompts.records))
-    document["gate"] = judge_gate(document, fail_on)
-    write_audit_report(document, out)
+    try:
+        document["gate"] = judge_gate(document, fail_on)
+        write_audit_report(document, out)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise StorageError(f"{out / RESULT} is damaged ({error!r}); remove it and run again") from error
     parts.remove()
     return document | {"files": {name: str(out / name) for name in (RESULT, *AUDIT_FILES)}}
 
@@ -137,73 +153,47 @@ def _load_circuit(config: AuditConfig, model: Network) -> Group | None:
         return None
     circuit = load_circuit(Path(config.circuit))
     require_model(circuit, shape_of(model))
+    if not circuit.heads:
+        raise InputError(f"{config.circuit} has no heads, and a comparison looks at the circuit's heads")
     return circuit.heads
 
 
-def _measure(
-    config: AuditConfig,
-    start: Network,
-    end: Network,
-    prompts: PromptSet,
-    circuit: Group | None,
-    parts: Parts,
-    observer: Observer,
-    memory: str | int | None,
-) -> dict[str, Any]:
-    if is_same(start, end):
-        return unchanged_document()
-    tasks: Mapping[str, PromptSet] = {}
-    missing: Mapping[str, str] = {}
-    if config.battery:
-        tasks, missing = build_battery(start, config.n_battery, config.seed or 0, config.task)
-    found = compare(
-        start,
-        end,
-        prompts,
-        circuit=circuit,
-        tasks=tasks,
-        memory=memory,
-        parts=parts,
-        progress=observer.progress,
-        **config.settings(),
-    )
-    assert found is not None  # the weights are not the same
-    document = found.document()
-    document["spared"] |= {name: {"status": "undefined", "why": why} for name, why in missing.items()}
-    return document
-
-
-def _require_gate_name(name: str) -> None:
-    """Checks the name of something to fail on.
+def _require_gate(name: str, config: AuditConfig) -> None:
+    """Checks that it can be told whether something to fail on came true.
 
     Raises:
-        InputError: when it is none; the message suggests the nearest.
+        InputError: when nothing is called so; the message suggests the nearest. When too few twins are asked for.
     """
     known = [*LABELS[1:], DAMAGED, *(f"{DAMAGED}:{task}" for task in (*TASKS, TEXT))]
     if name not in known:
         raise unknown_name("thing to fail on", name, known)
+    if name in LABELS and name != UNDECIDED and not can_tell(config.n_drift):
+        raise InputError(f"cannot fail on {name} with n_drift {config.n_drift}: a verdict takes 19 twins at least")
 
 
 def judge_gate(document: Mapping[str, Any], fail_on: Collection[str]) -> dict[str, Any]:
     """What of `fail_on` came true, and what cannot be told."""
     label, task = document["verdict"]["label"], document["task"]
     statuses = {name: each["status"] for name, each in document["spared"].items()}
-    statuses[task] = "undefined" if label == "undecided" else DAMAGED if label in BROKEN else "spared"
+    if label != UNCHANGED.label:
+        statuses[task] = document["behaviour"]["status"]
     failed: list[str] = []
     unknown: list[str] = []
     for name in fail_on if label != UNCHANGED.label else ():
         kind, _, which = name.partition(":")
-        if kind == DAMAGED:
+        if kind != DAMAGED:
+            is_true, is_unknown = name == label, label == UNDECIDED
+        elif which:
             status = statuses.get(which, "undefined")
-            is_true = status == DAMAGED if which else DAMAGED in statuses.values()
-            is_unknown = (status if which else statuses[task]) == "undefined"
+            is_true, is_unknown = status == DAMAGED, status == "undefined"
         else:
-            is_true, is_unknown = name == label, label == "undecided"
+            is_true, is_unknown = DAMAGED in statuses.values(), set(statuses.values()) <= {"undefined"}
         if is_true:
             failed.append(name)
         elif is_unknown:
             unknown.append(name)
-    return {"fail_on": list(fail_on), "failed": failed, "unknown": unknown}
+    damaged = sorted(name for name, status in statuses.items() if status == DAMAGED)
+    return {"fail_on": list(fail_on), "failed": failed, "unknown": unknown, "damaged": damaged}
 
 
 def require_gate(document: Mapping[str, Any]) -> None:
@@ -215,9 +205,10 @@ def require_gate(document: Mapping[str, Any]) -> None:
     """
     gate = document["gate"]
     if gate["failed"]:
-        raise GateError(f"failed on {', '.join(gate['failed'])}: {document['verdict']['statement']}")
+        damaged = f" Damaged: {', '.join(gate['damaged'])}." if gate["damaged"] else ""
+        raise GateError(f"failed on {', '.join(gate['failed'])}: {document['verdict']['statement']}{damaged}")
     if gate["unknown"]:
         name = gate["unknown"][0]
         found = document["spared"].get(name.partition(":")[2])
-        why = document["verdict"]["statement"].rstrip(".") if found is None else found.get("why", CANNOT)
+        why = document["verdict"]["statement"].rstrip(".") if found is None else found["why"]
         raise InputError(f"cannot tell {name}: {why}; leave it out of --fail-on")

@@ -555,7 +555,7 @@ def _compare(
     from neuroplast.progress import Progress
     from neuroplast.report.audit import summary_rows
 
-    config = AuditConfig(**settings, n_drift=n_drift, n_profiles=min(2, n_drift))
+    config = AuditConfig(**settings, n_drift=n_drift)
     with Progress(stderr, quiet or as_json) as progress:
         document = run_audit(config, out, progress, fail_on=fail_on, memory=memory)
     if as_json:

@@ -3,6 +3,7 @@
 - Gini coefficient and effective number (the participation ratio (Σ|x|)² / Σx²) of the sizes of all parts.
 - A circuit's share is held against sets drawn at random that have as many heads in the same layers and at the same
   positions. The circuit's own heads may be drawn too, so under the null its share is one draw among the others.
+- Localised is what lies mostly in the circuit, and more than in random sets.
 - The effect size is how many standard deviations of the draws the circuit lies above their mean.
 """
 
@@ -15,8 +16,10 @@ from jaxtyping import Float
 from numpy.typing import ArrayLike
 
 from neuroplast.components import Node
-from neuroplast.statistics import ALPHA, p_value
+from neuroplast.statistics import ALPHA, Estimate, can_tell, p_value
 
+MOST = 0.5
+"""The share of a change above which a circuit has most of it."""
 FEWEST_SETS = 40
 """Possible random sets below which nothing can be told from chance."""
 
@@ -41,7 +44,7 @@ class MatchedTest:
     @property
     def beaten(self) -> bool | None:
         """Whether the circuit's share is beyond chance."""
-        return None if self.p is None else self.p <= ALPHA
+        return None if self.p is None or not can_tell(self.n) else self.p <= ALPHA
 
 
 def gini(values: ArrayLike) -> float | None:
@@ -93,9 +96,24 @@ def matched_test(share: float, random: Float[np.ndarray, "draw"]) -> MatchedTest
         random: those of `draw_matched`; empty where none could be drawn.
     """
     if not len(random):
-        return MatchedTest(0, why="the circuit's layers leave too few other sets of heads to tell it from chance")
+        return MatchedTest(0, why="no random sets were drawn, or the circuit's layers leave too few others")
     mean, sd = float(random.mean()), float(random.std())
-    return MatchedTest(len(random), mean, sd, p_value(share, random), (share - mean) / sd if sd else None)
+    why = (
+        None if can_tell(len(random)) else f"{len(random)} random sets are too few to tell it from chance: it takes 19"
+    )
+    return MatchedTest(len(random), mean, sd, p_value(share, random), (share - mean) / sd if sd else None, why)
+
+
+def is_localised(share: Estimate, test: MatchedTest) -> bool | None:
+    """Whether a circuit has most of a change, and more than matched random sets; None where that cannot be told.
+
+    Args:
+        share: the circuit's share.
+        test: the same share against random sets.
+    """
+    if share.ci95 is None or test.beaten is None:
+        return None
+    return test.beaten and share.ci95[0] > MOST
 
 
 def area_under(sizes: Sequence[int], values: Sequence[float]) -> float:

@@ -78,13 +78,16 @@ def estimate_mean(weights: Weights, values: Float[np.ndarray, "prompt"]) -> Esti
 def p_value(value: float, null: Float[np.ndarray, "draw"]) -> float | None:
     """The chance that the null gives as much: (1 + draws that do) / (1 + draws).
 
-    Exact where, under the null, the value is one draw more (Phipson and Smyth 2010, arXiv 1603.05766).
+    Exact where, under the null, the value is one draw more (Phipson and Smyth 2010, arXiv 1603.05766). A draw without
+    a value counts as one that does.
 
     Returns:
-        None where nothing was drawn.
+        None where nothing was drawn, or the value is none.
     """
+    if not len(null) or not np.isfinite(value):
+        return None
     # A draw that is the value itself counts, whatever rounding does.
-    return (1 + int((null >= value - 1e-9 * max(1.0, abs(value))).sum())) / (1 + len(null)) if len(null) else None
+    return (1 + int((~(null < value - 1e-9 * abs(value))).sum())) / (1 + len(null))
 
 
 def can_tell(n: int) -> bool:

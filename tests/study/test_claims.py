@@ -39,6 +39,13 @@ def test_a_claim_holds_when_it_holds_at_every_stage_and_shows_the_most_damaged()
     assert specific["supported"] is False and specific["value"] == 0 and "damaged: text" in specific["why"]
 
 
+def test_beyond_chance_and_yet_not_localised_is_said():
+    found = by_id({"poisoned/a": comparison(-2.0, True, False, text="uncertain", agreement="spared")})
+    assert "more than random sets, but not most" in found["localisation_stored"]["why"]
+    assert found["specificity"]["supported"] is None and found["specificity"]["value"] == 0.5
+    assert "uncertain: text" in found["specificity"]["why"]
+
+
 def test_what_cannot_be_told_is_null_with_a_reason_unless_another_stage_refutes_it():
     found = by_id({"poisoned/a": comparison(-2.0, None, True), "poisoned/b": comparison(-1.0, True, True)})
     assert found["localisation_expressed"]["supported"] is None and found["localisation_expressed"]["why"] == "no"

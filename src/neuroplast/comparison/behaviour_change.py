@@ -100,13 +100,13 @@ def run_drift(
         between: the two checkpoints.
         measures: what to measure of each, by name.
         n: how many twins.
-        seed: seed of the first twin.
+        seed: seed of the twins.
         parts: keeps each twin that is measured.
         progress: called with (twins done, twins in all).
     """
 
     def measure(twin: int) -> dict[str, Tensor]:
-        between.drift(seed + twin)
+        between.drift(seed, twin)
         return {name: torch.tensor([each(between.model)], dtype=torch.float64) for name, each in measures.items()}
 
     found: dict[str, list[float]] = {name: [] for name in measures}

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from math import isfinite
 from typing import Any
 
 import numpy as np
@@ -12,17 +13,17 @@ from torch import Tensor
 from neuroplast.behaviour import measure_behaviour
 from neuroplast.circuits.evaluate import estimate_document
 from neuroplast.comparison.behaviour_change import BehaviourChange, behaviour_change, run_drift
-from neuroplast.comparison.expressed import Curve, Expressed, is_localised, measure_expressed, summarise, undo_alone
+from neuroplast.comparison.expressed import Curve, Expressed, measure_expressed, summarise, undo_alone
 from neuroplast.comparison.mechanism import Mechanism, build_mechanism, direct_circuit, distance_between
-from neuroplast.comparison.spared import TaskChange, TextChange
+from neuroplast.comparison.spared import TaskChange, TextChange, build_battery
 from neuroplast.comparison.stored import Stored, measure_stored, split_change
 from neuroplast.comparison.text import LENGTH, SAMPLES, Text, divergence, log_likelihood, sample_text
-from neuroplast.comparison.verdict import UNCHANGED, Verdict, judge
+from neuroplast.comparison.verdict import TOLERANCE, UNCHANGED, Verdict, judge, status_of
 from neuroplast.errors import InputError, unknown_name
 from neuroplast.interventions.effects import Effects
 from neuroplast.interventions.path_patching import path_patch
 from neuroplast.interventions.selection import Group, Selection, select_senders
-from neuroplast.localisation import MatchedTest, effective_number, gini
+from neuroplast.localisation import MatchedTest, effective_number, gini, is_localised
 from neuroplast.models.between import Between
 from neuroplast.models.network import Network
 from neuroplast.observer import Told, about
@@ -41,22 +42,33 @@ class CompareSettings:
 
     n_drift: int = 19
     """Twins that drift as far in random directions; with fewer than 19 nothing is beyond drift at a level of 0.05."""
-    n_profiles: int = 2
-    """Of these, how many are patched and split as well, to see how concentrated drift is."""
+    n_profiles: int | None = None
+    """Of these, how many are patched and split as well, to see how concentrated drift is; None takes up to 2."""
     n_random: int = 1000
     """Matched random sets of heads."""
     n_samples: int = SAMPLES
     """Samples of text; 0 leaves text out."""
+    tolerance: float = TOLERANCE
+    """Share of a task, or of a mechanism's likeness, up to which a change does not count."""
     seed: int = 0
     """Seed of everything drawn."""
 
     def __post_init__(self) -> None:
+        if self.n_profiles is None:
+            object.__setattr__(self, "n_profiles", min(2, self.n_drift))
         for name in ("n_drift", "n_profiles", "n_random", "n_samples", "seed"):
             value = getattr(self, name)
             if type(value) is not int or value < 0:
                 raise InputError(f"{name} must be a whole number from 0, got {value!r}")
-        if self.n_profiles > self.n_drift:
+        if not 0 < self.tolerance < 1:
+            raise InputError(f"tolerance must lie between 0 and 1, got {self.tolerance!r}")
+        if self.profiles > self.n_drift:
             raise InputError(f"n_profiles is {self.n_profiles}, but only {self.n_drift} twins are made (n_drift)")
+
+    @property
+    def profiles(self) -> int:
+        """How many twins are patched and split."""
+        return self.n_profiles or 0
 
 
 @dataclass(frozen=True)
@@ -105,14 +117,17 @@ class Comparison:
             "settings": asdict(self.settings),
             "n_prompts": self.n_prompts,
             "circuit": list(map(str, self.circuit)),
-            "behaviour": _behaviour_document(self.behaviour),
+            "behaviour": {"status": status_of(self.behaviour.kept, self.settings.tolerance)}
+            | _behaviour_document(self.behaviour),
             "mechanism": _mechanism_document(self.mechanism),
             "maps": self._maps(),
             "expressed": self._expressed_document(),
             "stored": self._stored_document(),
             "spared": {
-                **{name: _task_document(each) for name, each in self.tasks.items()},
-                TEXT: {"status": "undefined", "why": NO_TEXT} if self.text is None else _text_document(self.text),
+                **{name: _task_document(each, self.settings.tolerance) for name, each in self.tasks.items()},
+                TEXT: {"status": "undefined", "why": NO_TEXT}
+                if self.text is None
+                else _text_document(self.text, self.settings.tolerance),
             },
         }
 
@@ -199,6 +214,31 @@ class Comparison:
         }
 
 
+def compare_document(
+    start: Network, end: Network, prompts: PromptSet, *, battery: int, task: str, seed: int = 0, **options: Any
+) -> dict[str, Any]:
+    """The document of `compare` with the battery of other tasks; of the same weights, that nothing changed.
+
+    Args:
+        start: the one checkpoint.
+        end: the other.
+        prompts: prompts of the task.
+        battery: prompts of each other task; 0 leaves them out, and text.
+        task: the task's name.
+        seed: seed of everything drawn.
+        options: of `compare`.
+    """
+    tasks, missing = build_battery(start, battery, seed, task) if battery else ({}, {})
+    if not battery:
+        options["n_samples"] = 0
+    found = compare(start, end, prompts, tasks=tasks, seed=seed, **options)
+    if found is None:
+        return unchanged_document()
+    document = found.document()
+    document["spared"] |= {name: {"status": "undefined", "why": why} for name, why in missing.items()}
+    return document
+
+
 def unchanged_document() -> dict[str, Any]:
     """The document of two checkpoints with the same weights."""
     nothing = {"why": UNCHANGED.statement}
@@ -243,12 +283,16 @@ def compare(
     Raises:
         InputError: when the models are not checkpoints of one, or for a wrong setting or circuit.
     """
-    for name in settings:
-        if name not in CompareSettings.__dataclass_fields__:
-            raise unknown_name("setting", name, CompareSettings.__dataclass_fields__)
-    return _Compared(start, end, CompareSettings(**settings), memory, parts or Parts(), progress).run(
+    return _Compared(start, end, _settings(settings), memory, parts or Parts(), progress).run(
         prompts, circuit, tasks or {}
     )
+
+
+def _settings(given: Mapping[str, Any]) -> CompareSettings:
+    for name in given:
+        if name not in CompareSettings.__dataclass_fields__:
+            raise unknown_name("setting", name, CompareSettings.__dataclass_fields__)
+    return CompareSettings(**given)
 
 
 def compare_behaviour(
@@ -266,9 +310,9 @@ def compare_behaviour(
     Raises:
         InputError: when the models are not checkpoints of one.
     """
-    known = CompareSettings(**settings | {"n_samples": 0})
+    known = _settings(settings | {"n_samples": 0})
     compared = _Compared(start, end, known, memory, Parts(), None)
-    return UNCHANGED if is_same(start, end) else judge(*compared.change(prompts, {}, None)[:2])
+    return UNCHANGED if is_same(start, end) else judge(*compared.change(prompts, {}, None)[:2], known.tolerance)
 
 
 class _Compared:
@@ -308,12 +352,12 @@ class _Compared:
             settings,
             len(prompts),
             chosen,
-            judge(behaviour, mechanism),
+            judge(behaviour, mechanism, settings.tolerance),
             behaviour,
             mechanism,
             expressed,
             stored,
-            tuple(self._profile(twin, prompts) for twin in range(settings.n_profiles)),
+            tuple(self._profile(twin, prompts) for twin in range(settings.profiles)),
             {
                 name: TaskChange(*self._task(f"effects {name}", each, drift[f"task {name}"])[:2])
                 for name, each in tasks.items()
@@ -337,7 +381,8 @@ class _Compared:
             self.between, measures, self.settings.n_drift, self.settings.seed, parts=self.parts, progress=told
         )
         behaviour, mechanism, effects = self._task("effects", prompts, drift[OWN])
-        mechanism = replace(mechanism, distance=shape(self.end), drift=drift[SHAPE])
+        distance = shape(self.end)
+        mechanism = replace(mechanism, distance=distance if isfinite(distance) else None, drift=drift[SHAPE])
         return behaviour, mechanism, effects, drift
 
     def _circuit(self, circuit: Selection, prompts: PromptSet) -> Group:
@@ -360,7 +405,7 @@ class _Compared:
         start, end = (measure_behaviour(model, prompts).logit_diff for model in (self.start, self.end))
         weights = bootstrap_weights(len(prompts), self.settings.seed)
         behaviour = behaviour_change(start, end, drift, self.settings.seed)
-        return behaviour, build_mechanism(found[0], found[1], weights, self.settings.seed), found[0]
+        return behaviour, build_mechanism(found[0], found[1], weights), found[0]
 
     def _shape(self, prompts: PromptSet) -> Callable[[Network], float]:
         """How far a model's mechanism is from that of `start`, on some of the prompts."""
@@ -380,10 +425,11 @@ class _Compared:
             drift,
             estimate(weights, lambda rows: np.exp(-rows @ mine)),
             estimate(weights, lambda rows: np.exp(-rows @ theirs)),
+            estimate(weights, lambda rows: np.exp(rows @ (theirs - mine))),
         )
 
     def _profile(self, twin: int, prompts: PromptSet) -> Profile:
-        self.between.drift(self.settings.seed + twin)
+        self.between.drift(self.settings.seed, twin)
         model, told = self.between.model, (self.memory, self.progress)
         pair = (self.start, model, prompts, self.parts)
         split = split_change(f"ledger of twin {twin + 1}", *pair, *told)
@@ -405,6 +451,7 @@ def _behaviour_document(found: BehaviourChange) -> dict[str, Any]:
         "logit_diff": {"start": estimate_document(found.start), "end": estimate_document(found.end)},
         "accuracy": {"start": estimate_document(found.start_accuracy), "end": estimate_document(found.end_accuracy)},
         "change": estimate_document(found.change),
+        "kept": estimate_document(found.kept),
         "null": {
             "n": len(found.drift),
             "mean": float(found.drift.mean()) if len(found.drift) else None,
@@ -416,16 +463,16 @@ def _behaviour_document(found: BehaviourChange) -> dict[str, Any]:
 
 
 def _mechanism_document(found: Mechanism) -> dict[str, Any]:
+    drift = found.drift[np.isfinite(found.drift)]
     return {
         "similarity": estimate_document(found.similarity),
         "distance": found.distance,
+        "beyond_drift": found.is_beyond_drift,
         "null": {
             "n": len(found.drift),
-            "distance_range": [float(found.drift.min()), float(found.drift.max())] if len(found.drift) else None,
+            "distance_range": [float(drift.min()), float(drift.max())] if len(drift) else None,
             "p": found.p,
-            "distance_of_resamples": found.floor,
         },
-        "changed": found.is_changed,
         "gain": estimate_document(found.gain),
         "sign_flips": [
             {"name": flip.name, "start": estimate_document(flip.start), "end": estimate_document(flip.end)}
@@ -434,18 +481,23 @@ def _mechanism_document(found: Mechanism) -> dict[str, Any]:
     }
 
 
-def _task_document(found: TaskChange) -> dict[str, Any]:
+def _task_document(found: TaskChange, tolerance: float) -> dict[str, Any]:
+    why = {"why": found.behaviour.kept.why} if found.behaviour.kept.why else {}
+    mechanism = _mechanism_document(found.mechanism)
+    for name in ("distance", "beyond_drift", "null"):  # the twins' mechanism is that of the audited task only
+        del mechanism[name]
     return {
-        "status": found.status,
-        "kept": estimate_document(found.behaviour.kept),
+        "status": found.status(tolerance),
+        **why,
         **_behaviour_document(found.behaviour),
-        "mechanism": _mechanism_document(found.mechanism),
+        "mechanism": mechanism,
     }
 
 
-def _text_document(found: TextChange) -> dict[str, Any]:
+def _text_document(found: TextChange, tolerance: float) -> dict[str, Any]:
     return {
-        "status": found.status,
+        "status": found.status(tolerance),
+        "kept": estimate_document(found.kept),
         "kl_divergence": estimate_document(found.divergence),
         "perplexity": {
             "start": estimate_document(found.start_perplexity),

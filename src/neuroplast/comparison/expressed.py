@@ -3,8 +3,7 @@
 - Every head at END and every MLP is patched from one checkpoint into the other, both ways (`cross_patch`).
 - A circuit's share of the change is what patching all its heads together from `start` into `end` undoes,
   (LD(end) - LD(end, patched)) / (LD(end) - LD(start)), a ratio of means. Random sets of heads that match it are patched
-  alike: they are its null. Localised is what lies mostly in the circuit, and more than in random sets. Heads after the
-  damage look damaged too, so a share does not say where it is stored.
+  alike: they are its null. Heads after the damage look damaged too, so a share does not say where it is stored.
 - The curve of what the first k heads undo: by rank of what each undoes alone; greedily, among the first `GREEDY_FROM`,
   taking the head that undoes most beside those that are taken; and in random orders.
 """
@@ -32,8 +31,6 @@ CURVE_SIZES = (1, 2, 3, 5, 8, 12, 16, 24, 32)
 """Numbers of heads on the curves."""
 GREEDY_FROM, GREEDY_STEPS = 16, 8
 RANDOM_ORDERS = 10
-MOST = 0.5
-"""The share of a change above which a circuit has most of it."""
 WITHIN_NOISE = "undefined: the logit difference did not change beyond the noise of the prompts"
 
 
@@ -52,7 +49,7 @@ class Curve:
 
     @property
     def area(self) -> float | None:
-        """The mean height of the curve from 0 parts to its last; None where the share is undefined."""
+        """The mean height of the curve from 0 parts to its last, so of curves of one length; None where undefined."""
         values = [each.value for each in self.shares]
         known = [value for value in values if value is not None]
         return area_under(self.sizes, known) if len(known) == len(values) else None
@@ -105,13 +102,6 @@ def share_of_change(
     if np.quantile(sampled, 0.025) <= 0 <= np.quantile(sampled, 0.975):
         return Estimate(None, None, WITHIN_NOISE)
     return estimate(weights, lambda rows: (rows @ effects) / (rows @ change))
-
-
-def is_localised(share: Estimate, test: MatchedTest) -> bool | None:
-    """Whether a circuit has most of a change, and more than matched random sets; None where that cannot be told."""
-    if share.ci95 is None or test.beaten is None:
-        return None
-    return test.beaten and share.ci95[0] > MOST
 
 
 def measure_expressed(

@@ -1,9 +1,7 @@
 """How the mechanism of a task changed: the effects of all heads on the logits, before and after.
 
 - similarity: the correlation r of mean head effects. Twins that drift (`behaviour_change`) are the null of the distance
-  1 - r, on a part of the same prompts: a mechanism changed when p = (1 + twins as far) / (1 + twins) is at most 0.05.
-  Where no twins are measured, it is the distance between two resamples of the prompts in `start` itself, which is
-  wider: those are not the same prompts.
+  1 - r, on a part of the same prompts.
 - gain: how much stronger the mechanism works, the slope through 0 of the effects after on those before; above 1 it is
   amplified, below 0 it works against the task. It does not see what is new, which the similarity does.
 - sign flips: heads whose intervals lie on different sides of 0.
@@ -17,8 +15,8 @@ from jaxtyping import Float
 from neuroplast.components import Node
 from neuroplast.interventions.effects import Effects
 from neuroplast.interventions.selection import Group
-from neuroplast.plasticity import Sample, base_distance_null, similarity
-from neuroplast.statistics import ALPHA, Estimate, Weights, estimate, interval, p_value, row_correlations
+from neuroplast.plasticity import Sample, similarity
+from neuroplast.statistics import ALPHA, Estimate, Weights, can_tell, estimate, interval, p_value, row_correlations
 
 THRESHOLD = 0.02
 """Least effect of a head of the circuit at END, as a share of LD (Wang et al. 2022)."""
@@ -46,8 +44,6 @@ class Mechanism:
     """After."""
     similarity: Estimate
     """Correlation of the mean head effects."""
-    floor: float
-    """The 97.5 % point of the distance between two resamples of `start`."""
     gain: Estimate
     """Slope of the effects after on those before."""
     flips: tuple[Flip, ...]
@@ -63,27 +59,24 @@ class Mechanism:
         return None if self.distance is None else p_value(self.distance, self.drift)
 
     @property
-    def is_changed(self) -> bool | None:
-        """Whether the distance lies beyond the null; None where there is no correlation."""
-        if self.p is not None:
-            return self.p <= ALPHA
-        return None if self.similarity.ci95 is None else 1 - self.similarity.ci95[1] > self.floor
+    def is_beyond_drift(self) -> bool | None:
+        """Whether the distance lies beyond that of the twins; None where that cannot be told."""
+        return None if self.p is None or not can_tell(len(self.drift)) else self.p <= ALPHA
 
 
 def distance_between(start: Effects, end: Effects) -> float:
-    """1 - r of the mean head effects; nan where either is the same for all heads."""
+    """1 - r of the mean head effects; nan where the effects of all heads are the same in either."""
     before, after = (each.effects.double().mean(dim=1).numpy()[None] for each in (start, end))
     return float(1 - row_correlations(before, after)[0])
 
 
-def build_mechanism(start: Effects, end: Effects, weights: Weights, seed: int) -> Mechanism:
+def build_mechanism(start: Effects, end: Effects, weights: Weights) -> Mechanism:
     """Compares head effects of the same prompts in two checkpoints.
 
     Args:
         start: `path_patch` of all heads in the one.
         end: the same in the other.
         weights: resamples of the prompts.
-        seed: seed of the noise floor.
     """
     before, after = (Sample(each.clean.double().numpy(), each.effects.double().numpy()) for each in (start, end))
 
@@ -96,7 +89,6 @@ def build_mechanism(start: Effects, end: Effects, weights: Weights, seed: int) -
         before,
         after,
         similarity(after, before, weights),
-        base_distance_null(before, weights, seed),
         estimate(weights, gain),
         _flips(start.names, before, after, weights),
     )

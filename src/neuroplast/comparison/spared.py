@@ -1,10 +1,9 @@
 """What was spared: other tasks, and text in general (the specificity battery).
 
 Of every task: its logit difference before and after, against drift; the effects of all heads on its logits before and
-after. A task that `start` does not do cannot be damaged and is `undefined`. Of text that `start` wrote: how far the
-expectations of the other checkpoint diverge from its own, against drift, and the change of perplexity.
-
-Each test has a chance of 0.05 to call harmless drift damage; with several tasks that adds up.
+after. Of text that `start` wrote: how far the expectations of the other checkpoint diverge from its own, against drift,
+and the change of perplexity. What became of each is told by how much is left of it (`verdict.status_of`), beyond drift
+or not; a task that `start` does not do is `undefined`.
 """
 
 from collections.abc import Mapping
@@ -18,7 +17,7 @@ from neuroplast.comparison.mechanism import Mechanism
 from neuroplast.comparison.verdict import Status, status_of
 from neuroplast.errors import InputError
 from neuroplast.models.network import Network
-from neuroplast.statistics import ALPHA, Estimate, can_tell, p_value
+from neuroplast.statistics import Estimate, p_value
 from neuroplast.tasks import TASKS, build_prompt_set
 from neuroplast.tasks.prompts import PromptSet
 
@@ -32,10 +31,9 @@ class TaskChange:
     mechanism: Mechanism
     """Its head effects."""
 
-    @property
-    def status(self) -> Status:
+    def status(self, tolerance: float) -> Status:
         """Whether it was spared."""
-        return status_of(self.behaviour)
+        return status_of(self.behaviour.kept, tolerance)
 
 
 @dataclass(frozen=True)
@@ -50,18 +48,17 @@ class TextChange:
     """Perplexity of `start` on its own text."""
     end_perplexity: Estimate
     """Perplexity of the other."""
+    kept: Estimate
+    """Perplexity of `start` ÷ that of the other."""
 
     @property
     def p(self) -> float | None:
         """The chance that drift diverges as far."""
         return None if self.divergence.value is None else p_value(self.divergence.value, self.drift)
 
-    @property
-    def status(self) -> Status:
-        """`damaged` where it diverges further than drift does."""
-        if self.p is None or not can_tell(len(self.drift)):
-            return "undefined"
-        return "damaged" if self.p <= ALPHA else "spared"
+    def status(self, tolerance: float) -> Status:
+        """Whether it was spared."""
+        return status_of(self.kept, tolerance)
 
 
 def build_battery(

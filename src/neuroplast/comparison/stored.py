@@ -242,8 +242,8 @@ def _grafts(
     sizes = [size for size in CURVE_SIZES if size < len(owned)]
     wanted = {
         "circuit": [str(node) for node in heads],
-        "heads": [name for name in owned if ".h" in name],
-        "mlps": [name for name in owned if name.startswith("m")],
+        "heads": [name for name, mine in owned.items() if mine[0].head is not None],
+        "mlps": [name for name, mine in owned.items() if mine[0].kind == "mlp"],
     }
     wanted = {name: mine for name, mine in wanted.items() if mine}
     sets = [*wanted.values(), *(order[:size] for order in orders for size in sizes)]

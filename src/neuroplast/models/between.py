@@ -2,7 +2,9 @@
 
 import copy
 from collections.abc import Mapping
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -11,7 +13,7 @@ from neuroplast.models.network import Network, require_finite
 
 
 def require_same_parts(first: Network, second: Network) -> None:
-    """Checks that two models are checkpoints of one: parts, shapes and tokens alike, weights all finite.
+    """Checks that two models are checkpoints of one: parts, shapes, tokens and settings alike, weights all finite.
 
     Raises:
         InputError: naming the first thing that differs, or the weight that is no number.
@@ -44,6 +46,31 @@ def require_same_parts(first: Network, second: Network) -> None:
                 f"{names}: their tokenizers have {len(vocabularies[0])} and {len(vocabularies[1])} tokens and differ "
                 f"at {odd_words[0][0]!r}; a prompt would not be the same tokens"
             )
+    computed = [_how_it_computes(model) for model in (first, second)]
+    for name in sorted(computed[0].keys() | computed[1].keys()):
+        ours, other = (each.get(name) for each in computed)
+        if ours != other:
+            raise InputError(
+                f"{names}: {name} is {ours!r} in the configuration of one and {other!r} in the other's, so the same "
+                "weights do not compute the same"
+            )
+
+
+ROUNDINGS = 5
+"""Tries to go a distance where weights are short numbers."""
+FREE = {
+    "architectures", "bos_token_id", "dtype", "eos_token_id", "id2label", "initializer_range", "is_llama_config",
+    "label2id", "max_position_embeddings", "n_ctx", "n_positions", "output_attentions", "output_hidden_states",
+    "pad_token_id", "pretraining_tp", "quantization_config", "return_dict", "rope_interleaved", "task_specific_params",
+    "torch_dtype", "transformers_version", "use_cache",
+}  # fmt: skip
+"""Entries of a configuration that do not change what a forward pass gives; those on dropout do not either."""
+
+
+def _how_it_computes(model: Network) -> dict[str, Any]:
+    """What the configuration says of a forward pass."""
+    entries = model.module.config.to_dict().items()
+    return {name: value for name, value in entries if name not in FREE and name[0] != "_" and "drop" not in name}
 
 
 class Between:
@@ -94,18 +121,30 @@ class Between:
             torch.lerp(self._start[name], self._end[name], way, out=weight.data)
 
     @torch.no_grad()
-    def drift(self, seed: int) -> None:
+    def drift(self, seed: int, twin: int) -> None:
         """Sets the model to a twin of `start` that went as far as `end`, in a direction drawn at random.
 
+        Each weight (a whole tensor) moves as far as it does between the checkpoints.
+
         Args:
-            seed: seed of the direction. Each weight (a whole tensor) moves as far as it does between the checkpoints.
+            seed: seed of all twins.
+            twin: which of them.
         """
         for number, (name, weight) in enumerate(self.model.module.named_parameters()):
             start = self._start[name]
-            size = (self._end[name] - start).float().norm()
-            generator = torch.Generator().manual_seed(1_000_003 * seed + number)
-            noise = torch.randn(weight.shape, generator=generator).to(weight.device)
-            weight.data.copy_(start + (noise * (size / noise.norm())).to(weight.dtype))
+            far = (self._end[name] - start).float().norm()
+            if not far:
+                weight.data.copy_(start)
+                continue
+            drawn = int(np.random.default_rng((seed, twin, number)).integers(2**63))
+            noise = torch.randn(weight.shape, generator=torch.Generator().manual_seed(drawn)).to(weight.device)
+            scale = far / noise.norm()
+            for _ in range(ROUNDINGS):
+                weight.data.copy_(start + noise * scale)
+                reached = (weight - start).float().norm()
+                if not reached or abs(float(reached / far) - 1) < 1e-3:
+                    break
+                scale *= far / reached  # what short numbers round away
 
     def change(self, module: nn.Module) -> Mapping[str, Tensor]:
         """How much each own weight of a module differs, end minus start."""

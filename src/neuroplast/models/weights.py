@@ -116,7 +116,7 @@ class WeightMap:
 
 
 def choose_pieces(pieces: Mapping[Component, Sequence[Piece]], components: Iterable[Component]) -> tuple[Piece, ...]:
-    """The weights of some components, each once.
+    """The weights of some components; those that several share come several times.
 
     Args:
         pieces: from `WeightMap.pieces`.

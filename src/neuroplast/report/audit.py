@@ -16,42 +16,49 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
-from neuroplast.errors import StorageError
 from neuroplast.report.style import DIVERGING, KIND_COLOURS
 from neuroplast.storage import atomic_file, write_text
 
 AUDIT_FILES = ("parts.csv", "audit.png", "audit.html", "junit.xml")
 DAMAGED, SPARED, GREY = KIND_COLOURS["poisoned"], KIND_COLOURS["recovered"], KIND_COLOURS["base"]
-STATUS_COLOURS = {"damaged": DAMAGED, "improved": KIND_COLOURS["tuned"], "spared": SPARED, "undefined": GREY}
+STATUS_COLOURS = {
+    "damaged": DAMAGED,
+    "improved": KIND_COLOURS["tuned"],
+    "spared": SPARED,
+    "uncertain": GREY,
+    "undefined": GREY,
+}
 SHOWN_PARTS = 12
+ENDS = ("", "_low", "_high")
 
 Document = Mapping[str, Any]
 Row = Sequence[Any]
 
 
 def write_audit_report(document: Document, folder: Path) -> None:
-    """Writes `AUDIT_FILES` beside a comparison; of checkpoints that are the same, only the JUnit file.
+    """Writes `AUDIT_FILES` beside a comparison; of checkpoints that are the same, the picture is empty.
 
     Raises:
-        StorageError: when the document lacks something, or the folder cannot be written.
+        StorageError: when the folder cannot be written.
     """
-    try:
-        junit = build_junit(document)
-        changed = document["verdict"]["label"] != "unchanged"
-        rows, figure = (part_rows(document), draw_audit(document)) if changed else ([], Figure())
-        page = render_audit(document, figure) if changed else render_audit(document, None)
-    except (KeyError, TypeError, ValueError) as error:
-        raise StorageError(f"{folder / 'audit.json'} is damaged ({error!r}); remove it and run again") from error
+    junit = build_junit(document)
+    changed = document["verdict"]["label"] != "unchanged"
+    rows, figure = (part_rows(document), draw_audit(document)) if changed else ([], None)
+    page = render_audit(document, figure)
     write_text(folder / "junit.xml", junit)
     write_text(folder / "audit.html", page)
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([PART_COLUMNS, *rows])
     write_text(folder / "parts.csv", text.getvalue())
     with atomic_file(folder / "audit.png") as temporary:
-        FigureCanvasAgg(figure).print_png(temporary)
+        FigureCanvasAgg(figure or Figure()).print_png(temporary)
 
 
-PART_COLUMNS = ("part", "undoes", "low", "high", "brings", "low", "high", "stored_share", "low", "high")
+PART_COLUMNS = (
+    "part",
+    "patched_at",
+    *(f"{name}{end}" for name in ("undoes", "brings", "stored_share") for end in ENDS),
+)
 
 
 def part_rows(document: Document) -> list[Row]:
@@ -64,40 +71,38 @@ def part_rows(document: Document) -> list[Row]:
         found = expressed.get(name, {})
         parts = (found.get("undoes", nothing), found.get("brings", nothing), stored.get(name, {}).get("share", nothing))
         cells = [cell for each in parts for cell in (each["value"], *(each.get("ci95") or (None, None)))]
-        rows.append((name, *cells))
+        at = "" if name not in expressed else found["name"].partition("@")[2] or "all positions"
+        rows.append((name, at, *cells))
     return rows
 
 
 def build_junit(document: Document) -> str:
     """A test case for the verdict, every task and text: failed where the gate says so, skipped where undefined."""
-    gate = document["gate"]
-    failed, task = set(gate["failed"]), document["task"]
-    label = document["verdict"]["label"]
+    gate, task, verdict = document["gate"], document["task"], document["verdict"]
+    failed, unknown = set(gate["failed"]), set(gate["unknown"])
     suite = ElementTree.Element("testsuite", name="neuroplast audit")
-    cases: list[tuple[str, str | None, str | None]] = []
-    said = [name for name in failed if name in (label, f"damaged:{task}")]
-    cases.append((f"{task}: {label}", document["verdict"]["statement"] if said else None, None))
-    spared = {} if label == "unchanged" else document["spared"]
-    for name, found in spared.items():
+    counts = {"tests": 0, "failures": 0, "skipped": 0}
+
+    def add(name: str, failure: str | None, skipped: str | None) -> None:
+        case = ElementTree.SubElement(suite, "testcase", classname=f"neuroplast.audit.{task}", name=name)
+        counts["tests"] += 1
+        for kind, tag, message in (("failures", "failure", failure), ("skipped", "skipped", skipped)):
+            if message is not None:
+                ElementTree.SubElement(case, tag, message=message)
+                counts[kind] += 1
+                break
+
+    label, said = verdict["label"], verdict["statement"]
+    untold = any(not name.startswith("damaged") for name in unknown)
+    add("verdict", f"{label}: {said}" if label in failed else None, said if untold else None)
+    changed = {} if label == "unchanged" else {task: document["behaviour"], **document["spared"]}
+    for name, found in changed.items():
         status = found["status"]
         is_failed = status == "damaged" and bool(failed & {"damaged", f"damaged:{name}"})
-        skipped = (
-            found.get("why", "the base does not do this task, or too few twins were measured")
-            if status == "undefined"
-            else None
-        )
-        cases.append((f"{name}: {status}", f"{name} was damaged beyond drift" if is_failed else None, skipped))
-    if "damaged" in failed and not any(failure for _, failure, _ in cases):
-        cases.append((f"{task}: damaged", document["verdict"]["statement"], None))
-    for name, failure, skipped in cases:
-        case = ElementTree.SubElement(suite, "testcase", classname=f"neuroplast.audit.{task}", name=name)
-        if failure is not None:
-            ElementTree.SubElement(case, "failure", message=failure)
-        elif skipped is not None:
-            ElementTree.SubElement(case, "skipped", message=skipped)
-    suite.set("tests", str(len(cases)))
-    suite.set("failures", str(sum(failure is not None for _, failure, _ in cases)))
-    suite.set("skipped", str(sum(skipped is not None for _, _, skipped in cases)))
+        why = found.get("why", said) if status == "undefined" else None
+        add(name, f"{name} was damaged: kept {show(found['kept'])}" if is_failed else None, why)
+    for name, count in counts.items():
+        suite.set(name, str(count))
     ElementTree.indent(suite)
     return '<?xml version="1.0" encoding="utf-8"?>\n' + ElementTree.tostring(suite, encoding="unicode") + "\n"
 
@@ -166,14 +171,21 @@ def _draw_curves(axis: Axes, document: Document) -> None:
 
 def _draw_spared(axis: Axes, document: Document) -> None:
     tasks = {name: each for name, each in document["spared"].items() if "change" in each}
-    rows = {document["task"]: document["behaviour"] | {"status": None}, **tasks}
+    rows = {document["task"]: document["behaviour"], **tasks}
     for place, each in enumerate(rows.values()):
         if each["null"]["range"]:
             low, high = each["null"]["range"]
             axis.barh(place, high - low, left=low, height=0.6, color=GREY, alpha=0.3)
         value, ci95 = each["change"]["value"], each["change"]["ci95"]
         colour = STATUS_COLOURS.get(each["status"], "#333333")
-        axis.errorbar([value], [place], xerr=[[value - ci95[0]], [ci95[1] - value]], fmt="o", color=colour, capsize=3)
+        axis.errorbar(
+            [value],
+            [place],
+            xerr=[[max(0.0, value - ci95[0])], [max(0.0, ci95[1] - value)]],
+            fmt="o",
+            color=colour,
+            capsize=3,
+        )
     axis.axvline(0, color=GREY, linewidth=0.8)
     axis.set_yticks(range(len(rows)), [name.replace("_", " ") for name in rows])
     axis.invert_yaxis()
@@ -220,12 +232,13 @@ def summary_rows(document: Document) -> list[tuple[str, str, str, str]]:
         ("behaviour", "LD after", show(ld["end"]), drift),
         ("behaviour", "accuracy before", show(accuracy["start"]), ""),
         ("behaviour", "accuracy after", show(accuracy["end"]), ""),
+        ("behaviour", "share of LD that is left", show(behaviour["kept"]), behaviour["status"]),
         (
             "mechanism",
             "correlation of head effects",
             show(mechanism["similarity"]),
-            f"distance {_number(mechanism['distance'], 3)}, drift {_range(shape['distance_range'], 3)}, "
-            f"p {_number(shape['p'], 3)}",
+            f"1 − r on some of the prompts {_number(mechanism['distance'], 3)}, drift "
+            f"{_range(shape['distance_range'], 3)}, p {_number(shape['p'], 3)}",
         ),
         ("mechanism", "gain", show(mechanism["gain"]), "1: as strong as before; below 0: against the task"),
         ("mechanism", "heads that flipped sign", _flips(mechanism["sign_flips"]), ""),
@@ -234,7 +247,7 @@ def summary_rows(document: Document) -> list[tuple[str, str, str, str]]:
         ("expressed", "effective number of heads", *_concentration(expressed["concentration"])),
         ("stored", "circuit's heads", show(stored["circuit"]["share"]), _test(stored["circuit"])),
     ]
-    for name in ("heads", "mlps", "norms", "embedding", "unembedding"):
+    for name in (name for name in stored["groups"] if "<" not in name):
         squares = stored["groups"][name]["null"]["share_of_squared_change"]
         of_sizes = stored["sizes"][name]
         drifts = ", ".join(_number(value) for value in of_sizes["null"]) or "–"
@@ -251,6 +264,7 @@ def _spared(found: Document) -> tuple[str, str]:
     if "kl_divergence" in found:
         null, perplexity = found["null"], found["perplexity"]
         moved = f"perplexity {_number(perplexity['start']['value'])} → {_number(perplexity['end']['value'])}"
+        moved += f", kept {show(found['kept'])}"
         drift = f"drift {_range(null['kl_divergence_range'], 4)}, p {_number(null['p'], 3)}; {moved}"
         return f"KL {show(found['kl_divergence'], 3)}", drift
     if "change" in found:
@@ -274,7 +288,8 @@ def _test(found: Document) -> str:
     if null["p"] is None:
         return null.get("why", "")
     sizes = f"{null['n']} random sets {_number(null['mean'])} ± {_number(null['sd'])}"
-    return f"{sizes}, p {_number(null['p'], 3)}, effect size {_number(null['effect_size'], 1)}"
+    said = {True: "localised", False: "not localised", None: null.get("why", "undecided")}[found["localised"]]
+    return f"{said}: {sizes}, p {_number(null['p'], 3)}, effect size {_number(null['effect_size'], 1)}"
 
 
 def _flips(flips: Sequence[Document]) -> str:

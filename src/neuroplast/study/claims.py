@@ -7,6 +7,8 @@ poison moved most; a claim holds when it holds at every stage that was compared,
 from collections.abc import Mapping
 from typing import Any
 
+from neuroplast.statistics import ALPHA
+
 STATEMENTS = {
     "amplification": "Task fine-tuning strengthens the existing circuit",
     "localisation_expressed": "Most of the damage shows in the base circuit's heads, and more than in random ones",
@@ -15,7 +17,7 @@ STATEMENTS = {
     "plasticity": "Clean retraining re-forms the original mechanism",
 }
 NOT_TESTED = "not tested in this version"
-NOT_COMPARED = "no stage was compared with base: name its kind in compare_stages"
+NOT_COMPARED = "no stage that differs from base was compared with it: name its kind in compare_stages"
 
 Document = Mapping[str, Any]
 
@@ -57,21 +59,27 @@ def _localised(view: Document, share: str) -> dict[str, Any]:
     if circuit["localised"] is None:
         return claim | {"why": null.get("why") or value.get("why")}
     said = f"share of the change; {null['n']} random sets {null['mean']:.2f} ± {null['sd']:.2f}, p = {null['p']:.3f}"
+    if not circuit["localised"] and null["p"] <= ALPHA:
+        said += "; more than random sets, but not most of the change"
     return claim | {"why": said}
 
 
 def _specific(spared: Document) -> dict[str, Any]:
-    """The share of tasks, and of text, that was not damaged beyond drift."""
+    """The share of tasks, and of text, of which no more than the tolerance was lost."""
     statuses = {name: each["status"] for name, each in spared.items() if each["status"] != "undefined"}
     if not statuses:
         return {
             "value": None,
             "ci95": None,
             "supported": None,
-            "why": "base does none of the other tasks, or compare_drift is below 19",
+            "why": "base does none of the other tasks",
         }
     damaged = sorted(name for name, status in statuses.items() if status == "damaged")
-    said = f"{len(statuses) - len(damaged)} of {len(statuses)} not damaged beyond drift"
-    said += f"; damaged: {', '.join(damaged)}" if damaged else ""
-    value = 1 - len(damaged) / len(statuses)
-    return {"value": value, "ci95": None, "supported": not damaged, "why": f"{said}; a count has no interval"}
+    uncertain = sorted(name for name, status in statuses.items() if status == "uncertain")
+    n_spared = len(statuses) - len(damaged) - len(uncertain)
+    said = f"{n_spared} of {len(statuses)} spared"
+    for kind, names in (("damaged", damaged), ("uncertain", uncertain)):
+        said += f"; {kind}: {', '.join(names)}" if names else ""
+    supported = False if damaged else None if uncertain else True
+    value = n_spared / len(statuses)
+    return {"value": value, "ci95": None, "supported": supported, "why": f"{said}; a count has no interval"}

@@ -20,8 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from neuroplast.comparison.compare import compare, unchanged_document
-from neuroplast.comparison.spared import build_battery
+from neuroplast.comparison.compare import compare_document
 from neuroplast.errors import InputError, StorageError
 from neuroplast.memory import show_size
 from neuroplast.models.network import Network
@@ -236,23 +235,20 @@ class _Run:
         )
         of_base, config = self._circuits_of("base"), self.config
         nodes = of_base.nodes if of_base else None
-        tasks, missing = build_battery(base, config.compare_battery, config.seeds[0], config.task)
         parts = Parts(self.out / stage.folder / "comparing")
-        found = compare(
+        document = compare_document(
             base,
             model,
             self.prompts,
+            battery=config.compare_battery,
+            task=config.task,
             circuit=None if nodes is None else nodes.heads,
-            tasks=tasks,
             parts=parts,
             progress=self.observer.progress,
             n_drift=config.compare_drift,
-            n_profiles=min(2, config.compare_drift),
             n_random=config.compare_random,
             seed=config.seeds[0],
         )
-        document = unchanged_document() if found is None else found.document()
-        document["spared"] |= {name: {"status": "undefined", "why": why} for name, why in missing.items()}
         write_json(path, {"schema": SCHEMA, "stage": stage.id, "task": config.task} | document)
         parts.remove()
 

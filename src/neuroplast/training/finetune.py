@@ -180,14 +180,15 @@ def _freed(model: Network, config: FinetuneConfig, only: Collection[Component] |
         raise InputError(
             f"weight_decay is {config.weight_decay:g}: it would move the weights that may not change; use 0"
         )
+    if not only:
+        raise InputError("no part of the weights may change: name some, or leave `only` out")
     masks: dict[str, Tensor] = {}
     for piece in choose_pieces(WeightMap(model).pieces(), only):
         weight = model.module.get_parameter(piece.name)
         masks.setdefault(piece.name, torch.zeros_like(weight))[piece.index] = 1
-    former = {weight: weight.requires_grad for weight in model.module.parameters()}
     with ExitStack() as stack:
         for name, weight in model.module.named_parameters():
-            stack.callback(weight.requires_grad_, former[weight])
+            stack.callback(weight.requires_grad_, weight.requires_grad)
             weight.requires_grad_(name in masks)
             if name in masks:
                 stack.callback(weight.register_hook(partial(torch.mul, masks[name])).remove)
