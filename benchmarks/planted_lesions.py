@@ -83,7 +83,7 @@ def norms_of(model: Network, base: Network) -> np.ndarray:
 
     def square(layer: int, head: int) -> float:
         mine = [piece for kind in HEAD_KINDS for piece in pieces[Component(kind, layer, head)]]
-        return sum(float((now[p.name][p.index] - before[p.name][p.index]).square().sum()) for p in mine)
+        return sum(float((now[p.name][p.index] - before[p.name][p.index]).detach().square().sum()) for p in mine)
 
     return np.array([[square(layer, head) for head in range(base.n_heads)] for layer in range(base.n_layers)])
 

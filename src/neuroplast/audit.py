@@ -14,7 +14,8 @@ from typing import Any
 
 from neuroplast.circuits.files import load_circuit, require_model
 from neuroplast.circuits.shape import shape_of
-from neuroplast.comparison.compare import TEXT, CompareSettings, compare_document
+from neuroplast.comparison.compare import compare_document
+from neuroplast.comparison.comparison import TEXT, CompareSettings
 from neuroplast.comparison.text import SAMPLES
 from neuroplast.comparison.verdict import LABELS, TOLERANCE, UNCHANGED
 from neuroplast.errors import GateError, InputError, StorageError, unknown_name
@@ -49,8 +50,8 @@ class AuditConfig(Subject):
     """Prompts of each other task."""
     n_drift: int = 19
     """Twins that drift as far in random directions."""
-    n_profiles: int | None = None
-    """Of these, how many are patched and split as well; None takes up to 2."""
+    n_profiles: int = 2
+    """Of these, how many at most are patched and split as well."""
     n_random: int = 1000
     """Matched random sets of heads."""
     n_samples: int = SAMPLES

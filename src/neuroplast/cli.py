@@ -318,6 +318,7 @@ def evaluate(
 
 Twins = Annotated[int, typer.Option(help="Twins that drift as far in random directions: the null of every change.")]
 RandomSets = Annotated[int, typer.Option(help="Matched random sets of heads: the null of the circuit's share.")]
+Tolerance = Annotated[float, typer.Option(help="Share of a task up to which a loss is no damage.")]
 CircuitFile = Annotated[
     str | None, typer.Option(help="A circuit's JSON; default: the heads that act on the logits in the first model.")
 ]
@@ -336,6 +337,7 @@ def compare(
     circuit: CircuitFile = None,
     n_drift: Twins = 19,
     n_random: RandomSets = 1000,
+    tolerance: Tolerance = 0.1,
     memory: Memory = None,
     device: Device = "cpu",
     dtype: Dtype = "float32",
@@ -362,6 +364,7 @@ def compare(
         dtype=dtype,
         n_drift=n_drift,
         n_random=n_random,
+        tolerance=tolerance,
     )
 
 
@@ -379,6 +382,7 @@ def audit(
     circuit: CircuitFile = None,
     n_drift: Twins = 19,
     n_random: RandomSets = 1000,
+    tolerance: Tolerance = 0.1,
     fail_on: Annotated[
         list[str] | None,
         typer.Option(help="Exit 3 on this: a verdict such as corrupted, or damaged, or damaged:TASK; several times."),
@@ -409,6 +413,7 @@ def audit(
         dtype=dtype,
         n_drift=n_drift,
         n_random=n_random,
+        tolerance=tolerance,
     )
 
 

@@ -141,8 +141,8 @@ def test_wrong_settings_and_circuits_are_refused(base: Network, damaged: Network
         compare(base, damaged, prompts, n_drit=3)
     with pytest.raises(InputError, match="n_random must be a whole number from 0, got -1"):
         compare(base, damaged, prompts, n_random=-1)
-    with pytest.raises(InputError, match="n_profiles is 5, but only 2 twins"):
-        compare(base, damaged, prompts, n_drift=2, n_profiles=5)
+    with pytest.raises(InputError, match="tolerance must lie between 0 and 1"):
+        compare(base, damaged, prompts, tolerance=1.5)
     with pytest.raises(InputError, match="made of heads, got m0"):
         compare(base, damaged, prompts, circuit=["m0"], **FAST)
 
