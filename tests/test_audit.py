@@ -6,13 +6,14 @@ from xml.etree import ElementTree
 import pytest
 import torch
 
+from lora import save_adapter
 from neuroplast.audit import AuditConfig, judge_gate, require_gate, run_audit
 from neuroplast.circuits.circuit import Circuit
 from neuroplast.circuits.files import save_circuit
 from neuroplast.circuits.shape import shape_of
 from neuroplast.components import parse_node
 from neuroplast.errors import GateError, InputError, StorageError
-from neuroplast.models.sources import load_model
+from neuroplast.models.sources import TINY, load_model
 from neuroplast.report.audit import AUDIT_FILES, build_junit, summary_rows
 from neuroplast.training.finetune import save_checkpoint
 
@@ -175,3 +176,20 @@ def test_what_nobody_can_fail_on_is_refused_before_anything_is_measured(tmp_path
     for name, value in (("n_battery", 0), ("n_drift", -1), ("n_random", -5)):
         with pytest.raises(InputError, match=name):
             AuditConfig(tuned="tiny", **FAST | {name: value})
+
+
+def test_an_adapter_is_held_against_its_base_and_no_other(tmp_path: Path):
+    adapter = save_adapter(TINY, tmp_path / "adapter", target_modules=["c_attn"])
+    document = run_audit(AuditConfig(tuned=str(adapter), battery=False, **FAST), tmp_path / "out")
+    groups = document["stored"]["groups"]
+    assert groups["heads"]["null"]["share_of_squared_change"] == pytest.approx(1)
+    assert document["stored"]["sizes"]["heads"]["share"] == pytest.approx(1)
+    assert groups["heads<o>"]["null"]["share_of_squared_change"] == document["stored"]["sizes"]["mlps"]["share"] == 0
+    assert document["stored"]["ledger"]["error"] <= 0.01
+    other = load_model("tiny")
+    with torch.no_grad():
+        for weight in other.module.parameters():
+            weight.add_(0.01 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(0)))
+    save_checkpoint(other, tmp_path / "other")
+    with pytest.raises(InputError, match="is of another base"):
+        run_audit(AuditConfig(model=str(tmp_path / "other"), tuned=str(adapter), **FAST), tmp_path / "again")

@@ -21,7 +21,7 @@ from neuroplast.comparison.verdict import LABELS, TOLERANCE, UNCHANGED
 from neuroplast.errors import GateError, InputError, StorageError, unknown_name
 from neuroplast.interventions.selection import Group
 from neuroplast.memory import parse_size
-from neuroplast.models.between import require_same_parts
+from neuroplast.models.between import require_same_parts, shared_weights
 from neuroplast.models.network import Network
 from neuroplast.models.sources import load_model, weights_sha256
 from neuroplast.observer import Observer, Silent
@@ -33,7 +33,7 @@ from neuroplast.tasks import TASKS
 
 MARKER, RESULT, PROMPTS = "comparison.json", "audit.json", "prompts.jsonl"
 DAMAGED = "damaged"
-UNDECIDED = "undecided"
+UNDECIDED, ADAPTER = "undecided", "adapter"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,6 +103,11 @@ def run_audit(
     start, prompts = config.load(observer)
     end = load_model(config.tuned, device=config.device, dtype=config.dtype, say=observer.say)
     require_same_parts(start, end)
+    if end.source == ADAPTER and not shared_weights(start, end):
+        raise InputError(
+            f"the adapter {config.tuned} leaves no weight of {config.model} as it is, so it is of another base: "
+            "compare it with that one"
+        )
     circuit = _load_circuit(config, start)
     provenance = {**config.provenance(start, prompts), "tuned_sha256": weights_sha256(end)}
     if config.circuit is not None:

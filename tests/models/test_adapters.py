@@ -2,17 +2,17 @@ import json
 import os
 import subprocess
 import sys
-import warnings
 from itertools import product
 from pathlib import Path
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from architectures import random_model
+from lora import change_config, save_adapter
 from neuroplast.errors import InputError
 from neuroplast.models.adapters import merge_adapter
 from neuroplast.models.sources import TINY, load_model, weights_sha256
@@ -38,26 +38,6 @@ def save_base(family: str, folder: Path) -> Path:
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (folder / name).write_bytes((TINY / name).read_bytes())
     return folder
-
-
-def save_adapter(base: Path, folder: Path, **options) -> Path:
-    """An adapter of a base with random numbers everywhere, B included."""
-    module = AutoModelForCausalLM.from_pretrained(base)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # peft's own, some of them once a process
-        model = get_peft_model(module, LoraConfig(r=3, lora_alpha=7, **options))
-        generator = torch.Generator().manual_seed(1)
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter.data += 0.2 * torch.randn(parameter.shape, generator=generator)
-        model.save_pretrained(folder)
-    change_config(folder, base_model_name_or_path=str(base))
-    return folder
-
-
-def change_config(folder: Path, **options) -> None:
-    path = folder / "adapter_config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | options))
 
 
 def change_weights(folder: Path, change) -> None:

@@ -7,7 +7,6 @@ from math import isfinite
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from neuroplast.behaviour import measure_behaviour
@@ -24,7 +23,7 @@ from neuroplast.interventions.effects import Effects
 from neuroplast.interventions.path_patching import path_patch
 from neuroplast.interventions.selection import Group, Selection, select_senders
 from neuroplast.localisation import effective_number, gini
-from neuroplast.models.between import Between
+from neuroplast.models.between import Between, shared_weights
 from neuroplast.models.network import Network
 from neuroplast.observer import Told, about
 from neuroplast.statistics import bootstrap_weights, estimate, estimate_mean
@@ -61,9 +60,8 @@ def compare_document(
 
 
 def is_same(start: Network, end: Network) -> bool:
-    """Whether two checkpoints have the same weights, to the bit."""
-    theirs = dict(end.module.named_parameters())
-    return all(torch.equal(weight, theirs[name]) for name, weight in start.module.named_parameters())
+    """Whether two checkpoints of one model have the same weights, to the bit."""
+    return len(shared_weights(start, end)) == len(dict(start.module.named_parameters()))
 
 
 def compare(

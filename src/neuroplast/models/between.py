@@ -56,6 +56,12 @@ def require_same_parts(first: Network, second: Network) -> None:
             )
 
 
+def shared_weights(first: Network, second: Network) -> list[str]:
+    """The weights that are the same in two checkpoints of one model, to the bit."""
+    theirs = dict(second.module.named_parameters())
+    return [name for name, weight in first.module.named_parameters() if torch.equal(weight, theirs[name])]
+
+
 ROUNDINGS = 5
 """Tries to go a distance where weights are short numbers."""
 FREE = {
