@@ -98,6 +98,7 @@ def test_prompts_without_a_counterfactual_end_in_nulls_with_reasons(damaged: str
     (tmp_path / "own.jsonl").write_text("\n".join(lines))
     settings = {"prompts": str(tmp_path / "own.jsonl"), "n_drift": 2, "n_random": 5, "battery": False}
     document = run_audit(AuditConfig(tuned=damaged, **settings), tmp_path / "out")
+    assert document["task"] == "own prompts"
     assert document["mechanism"]["similarity"]["value"] is None and document["mechanism"]["distance"] is None
 
 

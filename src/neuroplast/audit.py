@@ -33,7 +33,7 @@ from neuroplast.tasks import TASKS
 
 MARKER, RESULT, PROMPTS = "comparison.json", "audit.json", "prompts.jsonl"
 DAMAGED = "damaged"
-UNDECIDED, ADAPTER = "undecided", "adapter"
+UNDECIDED, ADAPTER, OWN_PROMPTS = "undecided", "adapter", "own prompts"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +65,11 @@ class AuditConfig(Subject):
         if self.n_battery < 1:
             raise InputError(f"n_battery must be at least 1, got {self.n_battery}")
         self.settings()
+
+    @property
+    def measured(self) -> str:
+        """What is measured, by name; prompts of one's own are no task that is known."""
+        return self.task if self.prompts is None else OWN_PROMPTS
 
     def settings(self) -> dict[str, Any]:
         """The settings of the comparison."""
@@ -125,7 +130,7 @@ def run_audit(
                 end,
                 prompts,
                 battery=config.n_battery if config.battery else 0,
-                task=config.task,
+                task=config.measured,
                 circuit=circuit,
                 memory=memory,
                 parts=parts,
@@ -140,7 +145,7 @@ def run_audit(
             "base": {"name": config.model, "weights_sha256": provenance["weights_sha256"]},
             "tuned": {"name": config.tuned, "weights_sha256": provenance["tuned_sha256"]},
             "architecture": start.architecture,
-            "task": config.task,
+            "task": config.measured,
         }
         write_json(out / RESULT, described | found | {"versions": versions()})
     document = load_json(out / RESULT)
