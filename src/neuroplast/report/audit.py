@@ -109,7 +109,7 @@ def build_junit(document: Document) -> str:
 
 def draw_audit(document: Document) -> Figure:
     """Four maps of heads, the shares of what is stored, the curves, and what was spared."""
-    figure = Figure(figsize=(14, 9), layout="constrained")
+    figure = Figure(figsize=(15, 9), layout="constrained")
     parts: Any = figure.subfigures(2, 1, height_ratios=(1.1, 1))
     top, bottom = parts
     maps = document["maps"]
@@ -149,7 +149,7 @@ def _draw_groups(axis: Axes, document: Document) -> None:
     axis.invert_yaxis()
     axis.set_xlabel("share of the summed sizes of the ledger")
     axis.set_title("where it is stored", fontsize=10)
-    axis.legend(fontsize=8)
+    axis.legend(fontsize=8, loc="best", framealpha=0.85)
 
 
 def _draw_curves(axis: Axes, document: Document) -> None:
@@ -166,31 +166,25 @@ def _draw_curves(axis: Axes, document: Document) -> None:
     axis.set_xlabel("parts")
     axis.set_title("share of the change that is undone", fontsize=10)
     if axis.get_legend_handles_labels()[1]:
-        axis.legend(fontsize=8)
+        axis.legend(fontsize=8, loc="best", framealpha=0.85)
 
 
 def _draw_spared(axis: Axes, document: Document) -> None:
-    tasks = {name: each for name, each in document["spared"].items() if "change" in each}
-    rows = {document["task"]: document["behaviour"], **tasks}
+    rows = {name: each for name, each in document["spared"].items() if each.get("kept", {}).get("ci95")}
     for place, each in enumerate(rows.values()):
-        if each["null"]["range"]:
-            low, high = each["null"]["range"]
+        drift = each["null"].get("range")
+        if drift:
+            low, high = (1 + end / each["logit_diff"]["start"]["value"] for end in drift)
             axis.barh(place, high - low, left=low, height=0.6, color=GREY, alpha=0.3)
-        value, ci95 = each["change"]["value"], each["change"]["ci95"]
-        colour = STATUS_COLOURS.get(each["status"], "#333333")
-        axis.errorbar(
-            [value],
-            [place],
-            xerr=[[max(0.0, value - ci95[0])], [max(0.0, ci95[1] - value)]],
-            fmt="o",
-            color=colour,
-            capsize=3,
-        )
-    axis.axvline(0, color=GREY, linewidth=0.8)
+        value, (low, high) = each["kept"]["value"], each["kept"]["ci95"]
+        ends = [[max(0.0, value - low)], [max(0.0, high - value)]]
+        axis.errorbar([value], [place], xerr=ends, fmt="o", color=STATUS_COLOURS[each["status"]], capsize=3)
+    axis.axvline(1, color=GREY, linewidth=0.8)
+    axis.axvline(1 - document["settings"]["tolerance"], color=DAMAGED, linewidth=0.8, linestyle="--")
     axis.set_yticks(range(len(rows)), [name.replace("_", " ") for name in rows])
     axis.invert_yaxis()
-    axis.set_xlabel("change of LD, in logits; grey: what drift does")
-    axis.set_title("what was spared", fontsize=10)
+    axis.set_xlabel("share that is left; grey: what drift does; dashed: the tolerance")
+    axis.set_title("what was spared" if rows else "no other task was measured", fontsize=10)
 
 
 def render_audit(document: Document, figure: Figure | None) -> str:
@@ -237,8 +231,8 @@ def summary_rows(document: Document) -> list[tuple[str, str, str, str]]:
             "mechanism",
             "correlation of head effects",
             show(mechanism["similarity"]),
-            f"1 − r on some of the prompts {_number(mechanism['distance'], 3)}, drift "
-            f"{_range(shape['distance_range'], 3)}, p {_number(shape['p'], 3)}",
+            f"1 − r on some of the prompts {_number(mechanism['distance'], 4)}, drift "
+            f"{_range(shape['distance_range'], 4)}, p {_number(shape['p'], 3)}",
         ),
         ("mechanism", "gain", show(mechanism["gain"]), "1: as strong as before; below 0: against the task"),
         ("mechanism", "heads that flipped sign", _flips(mechanism["sign_flips"]), ""),
