@@ -3,9 +3,10 @@
     python benchmarks/planted_lesions.py --model tiny --plants 20 --null 100
 
 A plant: fine-tuning on poison while only 3 to 10 random heads may change, then noise on every other weight, as large,
-number by number, as the lesion itself: how far a head's weights went says nothing any more. Both views rank all heads,
-the stored one by what the ledger finds in their weights, the expressed one by what patching them back undoes; scored by
-AUROC against the heads that were planted. Beside them the norm of each head's change, the control.
+number by number, as the lesion itself: how far a head's weights went says nothing any more. Both views rank all heads
+as the audit does, the stored one by what their weights add to the change, the expressed one by what patching them back
+undoes of it; scored by AUROC against the heads that were planted. Beside them, as the control, the norm of each head's
+change.
 
 A null pair: base against itself with noise on all weights, of 0.1 to 100 % of their standard deviation, drawn anew each
 time; or base against clean fine-tuning with another seed and number of steps. A false alarm is a verdict of corruption;
@@ -101,9 +102,10 @@ def score_plants(name: str, n: int, n_prompts: int, steps: int, rate: float) -> 
         plant(model, base, chosen, steps, rate, seed)
         planted = np.array([head in chosen for head in heads])
         ledger = build_ledger(base, model, prompts)
+        sign = float(ledger.change.mean().sign())
         views = {
-            "stored": ledger.by_head().mean(dim=2).abs().flatten().numpy(),
-            "expressed": cross_patch(model, base, prompts).effects.mean(dim=1).abs().numpy(),
+            "stored": sign * ledger.by_head().mean(dim=2).flatten().numpy(),
+            "expressed": -sign * cross_patch(model, base, prompts).effects.mean(dim=1).numpy(),
             "norms": norms_of(model, base).ravel(),
         }
         for view, found in views.items():
