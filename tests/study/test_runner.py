@@ -198,13 +198,11 @@ def test_a_finished_study_is_not_done_again(run: Path):
 @pytest.mark.parametrize(
     ("where", "count"),
     [
-        ("training", 3),
         ("training", 9),
         ("sweep", 40),
         ("write", 2),
         ("write", 5),
         ("small write", 12),
-        ("removal", 5),
         ("removal", 12),
         ("after a stage", 2),
     ],

@@ -122,7 +122,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "circuit_edges": 100,
         "circuit_reference": 60,
         "compare_drift": 2,
-        "compare_random": 100,
+        "compare_random": 40,
         "compare_battery": 4,
     },
     "quick": {},
