@@ -5,8 +5,6 @@ from pathlib import Path
 
 import pytest
 
-from neuroplast import cli
-
 # Runs the command line in a process of its own that gets the signal of Ctrl-C in its fourth training step.
 DRIVER = """
 import os, signal, sys
@@ -24,20 +22,6 @@ def interrupted(*args, **kwargs):
 follower.on_step_end = interrupted
 main()
 """
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
-    """Runs a command line in this process; gives exit code, stdout, stderr."""
-
-    def call(*words: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["neuroplast", *words])
-        with pytest.raises(SystemExit) as caught:
-            cli.main()
-        out, err = capsys.readouterr()
-        return int(caught.value.code or 0), out, err
-
-    return call
 
 
 def test_a_study_prints_its_story_and_its_paths(run, tmp_path: Path):
