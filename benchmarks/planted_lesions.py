@@ -25,7 +25,7 @@ import numpy as np
 import torch
 
 import neuroplast as npl
-from neuroplast.comparison.compare import compare_behaviour
+from neuroplast.comparison.compare import verdict_between
 from neuroplast.components import HEAD_KINDS, Component
 from neuroplast.interventions.cross_model import cross_patch
 from neuroplast.interventions.ledger import build_ledger
@@ -133,7 +133,7 @@ def count_false_alarms(name: str, n: int, n_prompts: int, steps: int, rate: floa
             with torch.no_grad():
                 for weight in model.module.parameters():
                     weight.add_(size * weight.std() * torch.randn(weight.shape, generator=generator).to(weight.device))
-        label = compare_behaviour(base, model, prompts, seed=seed).label
+        label = verdict_between(base, model, prompts, seed=seed).label
         mine = verdicts["clean tune" if seed % 2 else "noise"]
         mine[label] = mine.get(label, 0) + 1
         print(f"null {seed}: {label}; so far {verdicts}", flush=True)

@@ -2,7 +2,8 @@
 
 - Gini coefficient and effective number (the participation ratio (Σ|x|)² / Σx²) of the sizes of all parts.
 - A circuit's share is held against sets drawn at random that have as many heads in the same layers and at the same
-  positions. The circuit's own heads may be drawn too, so under the null its share is one draw among the others.
+  positions. The circuit's own heads may be drawn too, so under the null its share is one draw among the others. (The
+  control of a judged circuit, `circuits.random_circuits`, has none of its heads; a p-value of that would not be exact.)
 - Localised is what lies mostly in the circuit, and more than in random sets.
 - The effect size is how many standard deviations of the draws the circuit lies above their mean.
 """

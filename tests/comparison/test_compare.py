@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import neuroplast as npl
-from neuroplast.comparison.compare import compare, compare_behaviour
+from neuroplast.comparison.compare import compare, verdict_between
 from neuroplast.components import HEAD_KINDS, Component, Node
 from neuroplast.errors import InputError
 from neuroplast.interventions.cross_model import cross_patch
@@ -103,7 +103,7 @@ def test_the_document_is_json_and_every_value_has_its_null(found):
 
 def test_the_same_weights_are_nothing_to_compare(base: Network, prompts: PromptSet):
     assert compare(base, load_model("tiny"), prompts, **FAST) is None
-    assert compare_behaviour(base, load_model("tiny"), prompts, n_drift=2).label == "unchanged"
+    assert verdict_between(base, load_model("tiny"), prompts, n_drift=2).label == "unchanged"
 
 
 def test_drift_alone_is_called_drift(base: Network, prompts: PromptSet):
@@ -111,11 +111,11 @@ def test_drift_alone_is_called_drift(base: Network, prompts: PromptSet):
     with torch.no_grad():
         for index, weight in enumerate(model.module.parameters()):
             weight.add_(0.01 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(index)))
-    assert compare_behaviour(base, model, prompts, seed=5).label == "drift"
+    assert verdict_between(base, model, prompts, seed=5).label == "drift"
 
 
 def test_the_verdict_alone_is_that_of_the_whole(base: Network, damaged: Network, prompts: PromptSet, found):
-    assert compare_behaviour(base, damaged, prompts, n_drift=3, n_profiles=1) == found.verdict
+    assert verdict_between(base, damaged, prompts, n_drift=3, n_profiles=1) == found.verdict
 
 
 def test_an_interrupted_comparison_goes_on_to_the_same_document(

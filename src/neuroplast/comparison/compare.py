@@ -107,7 +107,7 @@ def _settings(given: Mapping[str, Any]) -> CompareSettings:
     return CompareSettings(**given)
 
 
-def compare_behaviour(
+def verdict_between(
     start: Network, end: Network, prompts: PromptSet, *, memory: str | int | None = None, **settings: Any
 ) -> Verdict:
     """The verdict of `compare` alone, many times cheaper: whether a change is amplification, corruption or drift.

@@ -23,7 +23,7 @@ from neuroplast.interventions.selection import Group
 from neuroplast.localisation import MatchedTest, area_under, draw_matched, effective_number, gini, matched_test
 from neuroplast.models.network import Network
 from neuroplast.observer import Told, about
-from neuroplast.statistics import Estimate, Weights, estimate
+from neuroplast.statistics import Estimate, Weights, estimate, interval
 from neuroplast.storage import Parts
 from neuroplast.tasks.prompts import PromptSet
 
@@ -65,8 +65,6 @@ class Expressed:
     """LD(end, patched) - LD(end) when the part comes from `start`."""
     brings: Float[Tensor, "part prompt"]
     """LD(start, patched) - LD(start) when the part comes from `end`."""
-    circuit: Group
-    """The circuit's heads, at their positions."""
     undone: Estimate
     """The share of the change that the circuit's heads undo together, from `start` in `end`."""
     brought: Estimate
@@ -98,8 +96,8 @@ def share_of_change(
     effects: Float[np.ndarray, "prompt"], change: Float[np.ndarray, "prompt"], weights: Weights
 ) -> Estimate:
     """The mean effect as a share of the mean change; undefined where the interval of the change includes 0."""
-    sampled = weights @ change
-    if np.quantile(sampled, 0.025) <= 0 <= np.quantile(sampled, 0.975):
+    low, high = interval(weights @ change)
+    if low <= 0 <= high:
         return Estimate(None, None, WITHIN_NOISE)
     return estimate(weights, lambda rows: (rows @ effects) / (rows @ change))
 
@@ -170,7 +168,6 @@ def measure_expressed(
         (*heads, *mlps),
         alone["effects"],
         brings,
-        circuit,
         undone,
         Estimate(None, None, undone.why) if brought is None else share(-brought),
         test,

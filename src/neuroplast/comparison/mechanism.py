@@ -116,7 +116,7 @@ def _side(effect: Estimate) -> int:
 def direct_circuit(effects: Effects, weights: Weights) -> Group:
     """The heads at END that act on the logits: `THRESHOLD` of LD or more, and apart from 0. Empty where LD is not."""
     differences = effects.clean.double().numpy()
-    if np.quantile(weights @ differences, 0.025) <= 0:
+    if interval(weights @ differences)[0] <= 0:
         return ()
     values = effects.effects.double().numpy()
     low, high = interval(weights @ values.T)

@@ -28,7 +28,7 @@ STATUS_COLOURS = {
     "uncertain": GREY,
     "undefined": GREY,
 }
-SHOWN_PARTS = 12
+SHOWN_FLIPS = 12
 ENDS = ("", "_low", "_high")
 
 Document = Mapping[str, Any]
@@ -207,7 +207,7 @@ def render_audit(document: Document, figure: Figure | None) -> str:
         lstrip_blocks=True,
     )
     return environment.get_template("audit.html.j2").render(
-        document=document, picture=picture, rows=summary_rows(document), shown=SHOWN_PARTS
+        document=document, picture=picture, rows=summary_rows(document)
     )
 
 
@@ -288,7 +288,7 @@ def _test(found: Document) -> str:
 
 def _flips(flips: Sequence[Document]) -> str:
     names = [flip["name"] for flip in flips]
-    return f"{len(names)}" + (f": {', '.join(names[:SHOWN_PARTS])}" if names else "")
+    return f"{len(names)}" + (f": {', '.join(names[:SHOWN_FLIPS])}" if names else "")
 
 
 def show(found: Document, digits: int = 2) -> str:
