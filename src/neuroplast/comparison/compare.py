@@ -12,6 +12,7 @@ from torch import Tensor
 from neuroplast.behaviour import measure_behaviour
 from neuroplast.comparison.behaviour_change import BehaviourChange, behaviour_change, run_drift
 from neuroplast.comparison.comparison import TEXT, CompareSettings, Comparison, Profile, unchanged_document
+from neuroplast.comparison.ends import Ends
 from neuroplast.comparison.expressed import measure_expressed, undo_alone
 from neuroplast.comparison.mechanism import Mechanism, build_mechanism, direct_circuit, distance_between
 from neuroplast.comparison.spared import TaskChange, TextChange, build_battery
@@ -95,9 +96,10 @@ def compare(
     Raises:
         InputError: when the models are not checkpoints of one, or for a wrong setting or circuit.
     """
-    return _Compared(start, end, _settings(settings), memory, parts or Parts(), progress).run(
-        prompts, circuit, tasks or {}
-    )
+    known = _settings(settings)
+    weights = bootstrap_weights(len(prompts), known.seed)
+    ends = Ends(start, end, prompts, weights, memory, parts or Parts(), progress)
+    return _Compared(ends, known).run(circuit, tasks or {})
 
 
 def _settings(given: Mapping[str, Any]) -> CompareSettings:
@@ -123,53 +125,36 @@ def verdict_between(
         InputError: when the models are not checkpoints of one.
     """
     known = _settings(settings | {"n_samples": 0})
-    compared = _Compared(start, end, known, memory, Parts(), None)
-    return UNCHANGED if is_same(start, end) else judge(*compared.change(prompts, {}, None)[:2], known.tolerance)
+    compared = _Compared(Ends(start, end, prompts, bootstrap_weights(len(prompts), known.seed), memory), known)
+    return UNCHANGED if is_same(start, end) else judge(*compared.change({}, None)[:2], known.tolerance)
 
 
 class _Compared:
     """One comparison under way."""
 
-    def __init__(
-        self,
-        start: Network,
-        end: Network,
-        settings: CompareSettings,
-        memory: str | int | None,
-        parts: Parts,
-        progress: Told | None,
-    ) -> None:
-        self.start, self.end, self.settings = start, end, settings
-        self.memory, self.parts, self.progress = memory, parts, progress
-        self.between = Between(start, end)
+    def __init__(self, ends: Ends, settings: CompareSettings) -> None:
+        self.ends, self.settings = ends, settings
+        self.between = Between(ends.start, ends.end)
 
-    def run(self, prompts: PromptSet, circuit: Selection | None, tasks: Mapping[str, PromptSet]) -> Comparison | None:
-        if is_same(self.start, self.end):
+    def run(self, circuit: Selection | None, tasks: Mapping[str, PromptSet]) -> Comparison | None:
+        ends, settings = self.ends, self.settings
+        if is_same(ends.start, ends.end):
             return None
-        settings = self.settings
-        weights = bootstrap_weights(len(prompts), settings.seed)
         text = self._text()
-        behaviour, mechanism, effects, drift = self.change(prompts, tasks, text)
-        chosen = direct_circuit(effects, weights) if circuit is None else self._circuit(circuit, prompts)
-        options: dict[str, Any] = {
-            "seed": settings.seed,
-            "memory": self.memory,
-            "parts": self.parts,
-            "progress": self.progress,
-            "n_random": settings.n_random,
-        }
-        expressed = measure_expressed(self.start, self.end, prompts, chosen, weights, **options)
-        stored = measure_stored(self.start, self.end, prompts, chosen, weights, **options)
+        behaviour, mechanism, effects, drift = self.change(tasks, text)
+        chosen = direct_circuit(effects, ends.weights) if circuit is None else self._circuit(circuit)
+        expressed = measure_expressed(ends, chosen, n_random=settings.n_random, seed=settings.seed)
+        stored = measure_stored(ends, chosen, n_random=settings.n_random, seed=settings.seed)
         return Comparison(
             settings,
-            len(prompts),
+            len(ends.prompts),
             chosen,
             judge(behaviour, mechanism, settings.tolerance),
             behaviour,
             mechanism,
             expressed,
             stored,
-            tuple(self._profile(twin, prompts) for twin in range(min(settings.n_profiles, settings.n_drift))),
+            tuple(self._profile(twin) for twin in range(min(settings.n_profiles, settings.n_drift))),
             {
                 name: TaskChange(*self._task(f"effects {name}", each, drift[f"task {name}"])[:2])
                 for name, each in tasks.items()
@@ -178,75 +163,72 @@ class _Compared:
         )
 
     def change(
-        self, prompts: PromptSet, tasks: Mapping[str, PromptSet], text: Text | None
+        self, tasks: Mapping[str, PromptSet], text: Text | None
     ) -> tuple[BehaviourChange, Mechanism, Effects, Mapping[str, np.ndarray]]:
         """The change of the task, the head effects in `start`, and what drift does to everything that is looked at."""
-        shape = self._shape(prompts)
+        ends, settings, shape = self.ends, self.settings, self._shape()
         measures: dict[str, Callable[[Network], float]] = {
             f"task {name}": partial(_mean_difference, prompts=each) for name, each in tasks.items()
         }
-        measures |= {OWN: partial(_mean_difference, prompts=prompts), SHAPE: shape}
+        measures |= {OWN: partial(_mean_difference, prompts=ends.prompts), SHAPE: shape}
         if text is not None:
             measures[TEXT] = lambda model: float(divergence(model, text).mean())
-        told = about(self.progress, "drift")
-        drift = run_drift(
-            self.between, measures, self.settings.n_drift, self.settings.seed, parts=self.parts, progress=told
-        )
-        behaviour, mechanism, effects = self._task("effects", prompts, drift[OWN])
-        distance = shape(self.end)
+        told = about(ends.progress, "drift")
+        drift = run_drift(self.between, measures, settings.n_drift, settings.seed, parts=ends.parts, progress=told)
+        behaviour, mechanism, effects = self._task("effects", ends.prompts, drift[OWN])
+        distance = shape(ends.end)
         mechanism = replace(mechanism, distance=distance if isfinite(distance) else None, drift=drift[SHAPE])
         return behaviour, mechanism, effects, drift
 
-    def _circuit(self, circuit: Selection, prompts: PromptSet) -> Group:
-        found = tuple(node for group in select_senders(circuit, self.start, prompts) for node in group)
+    def _circuit(self, circuit: Selection) -> Group:
+        senders = select_senders(circuit, self.ends.start, self.ends.prompts)
+        found = tuple(node for group in senders for node in group)
         if odd := [node for node in found if node.kind != "head"]:
             raise InputError(f"the circuit of a comparison is made of heads, got {odd[0]}")
         return tuple(dict.fromkeys(found))
 
     def _task(self, name: str, prompts: PromptSet, drift: np.ndarray) -> tuple[BehaviourChange, Mechanism, Effects]:
         """The change of a task's behaviour and mechanism, and the head effects in `start`."""
-        found: list[Effects] = []
-        for which, model in (("before", self.start), ("after", self.end)):
-            said = f"{name} {which}"
-            patch = partial(
-                path_patch, model, prompts, senders="heads", memory=self.memory, progress=about(self.progress, said)
-            )
-            saved = self.parts.made(said, lambda patch=patch: _tensors(patch()))
+        ends, found = self.ends, list[Effects]()
+        for which, model in (("before", ends.start), ("after", ends.end)):
+            patch = partial(path_patch, model, prompts, senders="heads", memory=ends.memory)
+            saved = ends.made(f"{name} {which}", lambda progress, patch=patch: _tensors(patch(progress=progress)))
             senders = select_senders("heads", model, prompts)
             found.append(Effects("path", senders, (), saved["effects"], saved["clean"], saved["counterfactual"]))
-        start, end = (measure_behaviour(model, prompts).logit_diff for model in (self.start, self.end))
+        start, end = (measure_behaviour(model, prompts).logit_diff for model in (ends.start, ends.end))
         weights = bootstrap_weights(len(prompts), self.settings.seed)
         behaviour = behaviour_change(start, end, drift, self.settings.seed)
         return behaviour, build_mechanism(found[0], found[1], weights), found[0]
 
-    def _shape(self, prompts: PromptSet) -> Callable[[Network], float]:
+    def _shape(self) -> Callable[[Network], float]:
         """How far a model's mechanism is from that of `start`, on some of the prompts."""
-        some = prompts[:: max(1, len(prompts) // SHAPE_PROMPTS)]
-        of_start = path_patch(self.start, some, senders="heads", memory=self.memory)
-        return lambda model: distance_between(of_start, path_patch(model, some, senders="heads", memory=self.memory))
+        some = self.ends.prompts[:: max(1, len(self.ends.prompts) // SHAPE_PROMPTS)]
+        patch = partial(path_patch, prompts=some, senders="heads", memory=self.ends.memory)
+        of_start = patch(self.ends.start)
+        return lambda model: distance_between(of_start, patch(model))
 
     def _text(self) -> Text | None:
         n, seed = self.settings.n_samples, self.settings.seed
-        return sample_text(self.start, n, LENGTH, seed) if n else None
+        return sample_text(self.ends.start, n, LENGTH, seed) if n else None
 
     def _text_change(self, text: Text, drift: np.ndarray) -> TextChange:
         weights = bootstrap_weights(len(text.tokens), self.settings.seed)
-        mine, theirs = (log_likelihood(model, text.tokens).double().numpy() for model in (self.start, self.end))
+        mine, theirs = (
+            log_likelihood(model, text.tokens).double().numpy() for model in (self.ends.start, self.ends.end)
+        )
         return TextChange(
-            estimate_mean(weights, divergence(self.end, text).double().numpy()),
+            estimate_mean(weights, divergence(self.ends.end, text).double().numpy()),
             drift,
             estimate(weights, lambda rows: np.exp(-rows @ mine)),
             estimate(weights, lambda rows: np.exp(-rows @ theirs)),
             estimate(weights, lambda rows: np.exp(rows @ (theirs - mine))),
         )
 
-    def _profile(self, twin: int, prompts: PromptSet) -> Profile:
+    def _profile(self, twin: int) -> Profile:
         self.between.drift(self.settings.seed, twin)
-        model, told = self.between.model, (self.memory, self.progress)
-        pair = (self.start, model, prompts, self.parts)
-        split = split_change(f"ledger of twin {twin + 1}", *pair, *told)
-        undoes = undo_alone(f"patching twin {twin + 1}", *pair, *told)
-        heads = undoes.mean(dim=1).numpy()
+        ends = replace(self.ends, end=self.between.model)
+        split = split_change(ends, f"ledger of twin {twin + 1}")
+        heads = undo_alone(ends, f"patching twin {twin + 1}").mean(dim=1).numpy()
         return Profile((gini(heads), effective_number(heads)), (split.gini, split.effective_number), split.of_sizes)
 
 

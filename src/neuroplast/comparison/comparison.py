@@ -8,7 +8,8 @@ import numpy as np
 
 from neuroplast.circuits.evaluate import estimate_document
 from neuroplast.comparison.behaviour_change import BehaviourChange
-from neuroplast.comparison.expressed import Curve, Expressed, summarise
+from neuroplast.comparison.ends import Curve
+from neuroplast.comparison.expressed import Expressed, summarise
 from neuroplast.comparison.mechanism import Mechanism
 from neuroplast.comparison.spared import TaskChange, TextChange
 from neuroplast.comparison.stored import Stored

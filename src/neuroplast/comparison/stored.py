@@ -10,7 +10,7 @@ ratio of means; shares add up to 1 but for the quadrature's error. Beside them s
 - grafts: what putting the weights of `start` into `end` really undoes, part after part in the order of the ledger.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,18 +18,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from neuroplast.comparison.expressed import Curve, share_of_change
+from neuroplast.comparison.ends import Curve, Ends, random_orders
 from neuroplast.components import HEAD_KINDS, Kind, Node
+from neuroplast.interventions.chunks import Progress
 from neuroplast.interventions.grafting import graft
 from neuroplast.interventions.ledger import Ledger, build_ledger
 from neuroplast.interventions.selection import Group
 from neuroplast.localisation import MatchedTest, draw_matched, effective_number, gini, matched_test
 from neuroplast.models.network import Network
 from neuroplast.models.weights import WeightMap
-from neuroplast.observer import Told, about
-from neuroplast.statistics import Estimate, Weights
-from neuroplast.storage import Parts
-from neuroplast.tasks.prompts import PromptSet
+from neuroplast.statistics import Estimate
 
 GROUPS: Mapping[str, tuple[Kind, ...]] = {
     "heads": HEAD_KINDS,
@@ -104,56 +102,34 @@ class Stored:
     """What grafts undo, in the ledger's order and in random ones."""
 
 
-def measure_stored(
-    start: Network,
-    end: Network,
-    prompts: PromptSet,
-    circuit: Group,
-    weights: Weights,
-    *,
-    n_random: int,
-    seed: int,
-    memory: str | int | None = None,
-    parts: Parts | None = None,
-    progress: Told | None = None,
-) -> Stored:
+def measure_stored(ends: Ends, circuit: Group, *, n_random: int, seed: int) -> Stored:
     """Splits the change over the weights, and grafts them.
 
     Args:
-        start: the one checkpoint.
-        end: the other.
-        prompts: clean prompts.
+        ends: the two checkpoints.
         circuit: heads; their positions do not matter here.
-        weights: resamples of the prompts.
         n_random: how many matched random sets.
         seed: seed of the random sets and orders.
-        memory: bound on the process's memory, such as `4GiB`; None takes what is free.
-        parts: keeps what is measured, so that an interrupted measurement goes on.
-        progress: called with (activity, done, total).
     """
-    kept = parts or Parts()
-    split = split_change("ledger", start, end, prompts, kept, memory, progress)
-    ledger = split.ledger
-    change = ledger.change.double().numpy()
+    split = split_change(ends, "ledger")
+    ledger, change = split.ledger, split.ledger.change
 
     def share(effects: Tensor) -> Estimate:
-        return share_of_change(effects.double().numpy(), change, weights)
+        return ends.share(effects, change)
 
     heads = sorted({Node("head", node.layer, node.head) for node in circuit}, key=lambda node: node.depth)
-    of_circuit, test = Estimate(None, None, "no circuit to look at"), MatchedTest(0, why="no circuit to look at")
-    if heads:
-        of_circuit = share(_of_heads(ledger, heads))
-        test = MatchedTest(0, why=of_circuit.why)
+    of_circuit = share(_of_heads(ledger, heads)) if heads else Estimate(None, None, "no circuit to look at")
+    test = MatchedTest(0, why=of_circuit.why)
     if of_circuit.value is not None:
-        random = draw_matched(heads, start.n_heads, n_random, seed)
-        shares = [float(_of_heads(ledger, each).double().mean()) / change.mean() for each in random]
+        random = draw_matched(heads, ends.start.n_heads, n_random, seed)
+        shares = [float(_of_heads(ledger, each).double().mean() / change.double().mean()) for each in random]
         test = matched_test(of_circuit.value, np.array(shares))
-    grafts, curves = _grafts(start, end, prompts, split, heads, seed, share, kept, memory, progress)
+    grafts, curves = _grafts(ends, split, heads, seed)
     return Stored(
         split,
         {name: share(each) for name, each in zip(split.members, split.by_part, strict=True)},
         {name: share(ledger.shares[ledger.rows(*kinds)].sum(dim=0)) for name, kinds in GROUPS.items()},
-        _of_squares(start, end),
+        _of_squares(ends.start, ends.end),
         of_circuit,
         test,
         grafts,
@@ -161,34 +137,16 @@ def measure_stored(
     )
 
 
-def split_change(
-    name: str,
-    start: Network,
-    end: Network,
-    prompts: PromptSet,
-    kept: Parts,
-    memory: str | int | None = None,
-    progress: Told | None = None,
-) -> Split:
-    """Splits the change over parts.
+def split_change(ends: Ends, name: str) -> Split:
+    """Splits the change over parts; kept under a name."""
 
-    Args:
-        name: what it is kept under, and told of.
-        start: the one checkpoint.
-        end: the other.
-        prompts: clean prompts.
-        kept: keeps it.
-        memory: bound on the process's memory, such as `4GiB`; None takes what is free.
-        progress: called with (activity, done, total).
-    """
-
-    def make() -> dict[str, Tensor]:
-        found = build_ledger(start, end, prompts, memory=memory, progress=about(progress, name))
+    def measure(progress: Progress | None) -> dict[str, Tensor]:
+        found = build_ledger(ends.start, ends.end, ends.prompts, memory=ends.memory, progress=progress)
         points = torch.tensor([found.points])
         return {"shares": found.shares, "start": found.start, "end": found.end, "points": points}
 
-    saved = kept.made(name, make)
-    components = WeightMap(start).components
+    saved = ends.made(name, measure)
+    components = WeightMap(ends.start).components
     ledger = Ledger(components, saved["shares"], saved["start"], saved["end"], int(saved["points"][0]))
     members: dict[str, list[int]] = {}
     for row, component in enumerate(components):
@@ -219,27 +177,17 @@ def _of_squares(start: Network, end: Network) -> dict[str, float]:
 
 
 def _grafts(
-    start: Network,
-    end: Network,
-    prompts: PromptSet,
-    split: Split,
-    heads: Sequence[Node],
-    seed: int,
-    share: Callable[[Tensor], Estimate],
-    kept: Parts,
-    memory: str | int | None,
-    progress: Told | None,
+    ends: Ends, split: Split, heads: Sequence[Node], seed: int
 ) -> tuple[dict[str, Estimate], tuple[Curve, ...]]:
     """What weights of `start` undo in `end`."""
-    with_weights, ledger = WeightMap(start).pieces(), split.ledger
+    with_weights, ledger = WeightMap(ends.start).pieces(), split.ledger
     owned = {name: [ledger.components[row] for row in rows] for name, rows in split.members.items()}
     owned = {name: [each for each in mine if each in with_weights] for name, mine in owned.items()}
     owned = {name: mine for name, mine in owned.items() if mine}
     worth = dict(zip(split.members, (split.by_part.mean(dim=1) * ledger.change.mean().sign()).tolist(), strict=True))
-    ranked = sorted(owned, key=lambda name: -worth[name])
-    rng = np.random.default_rng(seed)
-    orders = [ranked, *([list(owned)[at] for at in rng.permutation(len(owned))] for _ in range(RANDOM_GRAFTS))]
-    sizes = [size for size in CURVE_SIZES if size < len(owned)]
+    ranked, names = sorted(owned, key=lambda name: -worth[name]), list(owned)
+    orders = [ranked, *([names[at] for at in order] for order in random_orders(len(names), RANDOM_GRAFTS, seed))]
+    sizes = tuple(size for size in CURVE_SIZES if size < len(owned))
     wanted = {
         "circuit": [str(node) for node in heads],
         "heads": [name for name, mine in owned.items() if mine[0].head is not None],
@@ -248,15 +196,17 @@ def _grafts(
     wanted = {name: mine for name, mine in wanted.items() if mine}
     sets = [*wanted.values(), *(order[:size] for order in orders for size in sizes)]
 
-    def make() -> dict[str, Tensor]:
-        grafts = [[each for name in names for each in owned[name]] for names in sets]
-        found = graft(end, start, prompts, grafts, memory=memory, progress=about(progress, "grafting"))
+    def measure(progress: Progress | None) -> dict[str, Tensor]:
+        grafts = [[each for name in mine for each in owned[name]] for mine in sets]
+        found = graft(ends.end, ends.start, ends.prompts, grafts, memory=ends.memory, progress=progress)
         return {"effects": found.effects}
 
-    effects = -kept.made("grafts", make)["effects"]
-    groups = {name: share(each) for name, each in zip(wanted, effects, strict=False)}
+    def share(effects: Tensor) -> Estimate:
+        return ends.share(-effects, ledger.change)
+
+    effects = ends.made("grafting", measure)["effects"]
     by_order = effects[len(wanted) :].view(len(orders), len(sizes), -1)
-    return groups, (
-        Curve("rank", tuple(ranked[: sizes[-1]]), tuple(sizes), tuple(map(share, by_order[0]))),
-        Curve("random", (), tuple(sizes), tuple(map(share, by_order[1:].mean(dim=0)))),
+    return {name: share(each) for name, each in zip(wanted, effects, strict=False)}, (
+        Curve("rank", tuple(ranked[: sizes[-1]]), sizes, tuple(map(share, by_order[0]))),
+        Curve("random", (), sizes, tuple(map(share, by_order[1:].mean(dim=0)))),
     )
