@@ -16,7 +16,7 @@ FLOORS = (
     {"circuits"},
     {"training", "plasticity", "localisation", "report", "subject"},
     {"comparison"},
-    {"study", "patch", "discovery", "evaluation", "audit", "progress"},
+    {"study", "patch", "discovery", "evaluation", "audit", "progress", "terminal"},
     {"cli", "__init__"},
 )
 ALLOWED_BESIDE = {("models", "tasks"), ("storage", "errors"), ("components", "errors"), ("memory", "errors")}

@@ -1,6 +1,5 @@
-"""The command line: parses, calls the front door, prints. Results go to stdout, progress and errors to stderr."""
+"""The command line: parses, calls the front door, prints what `neuroplast.terminal` makes of it."""
 
-import json
 import shlex
 import sys
 import warnings
@@ -8,11 +7,23 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 
 from neuroplast.errors import NeuroplastError
 from neuroplast.memory import reuse_freed_memory
+from neuroplast.terminal import (
+    build_table,
+    print_circuit,
+    print_comparison,
+    print_criteria,
+    print_effects,
+    print_error,
+    print_files,
+    print_json,
+    print_story,
+    stderr,
+    stdout,
+)
 
 app = typer.Typer(
     name="neuroplast",
@@ -21,15 +32,11 @@ app = typer.Typer(
 )
 INTERRUPTED = 130
 """What typer returns where a key interrupted a command."""
-CIRCUIT_ROWS = 40
-"""Most nodes that are printed."""
 STOPPED = "interrupted; the same command goes on from what is saved"
 
 # click's base of everything wrong with a command line, wherever this typer keeps its click
 UsageError: Any = typer.BadParameter.__base__
 
-stdout = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
-stderr = Console(stderr=True, highlight=False)
 
 Model = Annotated[str, typer.Option(help="tiny, smollm2-135m, a hub id such as gpt2, or a local folder.")]
 Task = Annotated[str, typer.Option(help="The task; see `neuroplast tasks`.")]
@@ -67,8 +74,8 @@ def models(as_json: Json = False, quiet: Quiet = False) -> None:
 
     rows = list_models()
     if as_json:
-        return _print_json([vars(row) for row in rows])
-    table = _table("model", "what", "at hand", "where")
+        return print_json([vars(row) for row in rows])
+    table = build_table("model", "what", "at hand", "where")
     for row in rows:
         table.add_row(row.name, row.description, "yes" if row.cached else "no", escape(row.location))
     stdout.print(table)
@@ -91,8 +98,8 @@ def tasks(as_json: Json = False, quiet: Quiet = False) -> None:
         for task in TASKS.values()
     ]
     if as_json:
-        return _print_json(rows)
-    table = _table("task", "what", "positions", "counterfactuals", "poisons")
+        return print_json(rows)
+    table = build_table("task", "what", "positions", "counterfactuals", "poisons")
     for row in rows:
         table.add_row(*(value if isinstance(value, str) else "\n".join(value) for value in row.values()))
     stdout.print(table)
@@ -131,8 +138,8 @@ def study(
     with Progress(stderr, quiet or as_json) as progress:
         result = run_study(settings, out, progress, shlex.join(["neuroplast", *sys.argv[1:]]))
     if as_json:
-        return _print_json(result.summary)
-    _print_story(result.summary)
+        return print_json(result.summary)
+    print_story(result.summary)
     stdout.print(f"summary  {result.folder / 'summary.json'}\nreport   {result.report}", soft_wrap=True, markup=False)
 
 
@@ -188,22 +195,9 @@ def patch(
     with Progress(stderr, quiet or as_json) as progress:
         summary = run_patch(config, out, progress, memory=memory)
     if as_json:
-        return _print_json(summary)
-    table = _table(method, "effect [95 %]", "share of LD")
-    for row in summary["top"]:
-        share = "–" if row["share"] is None else f"{row['share']:+.1%}"
-        table.add_row(escape(row["name"]), _with_interval(row["effect"], row["ci95"], ".3g"), share)
-    stdout.print(table)
-    for name, reason in summary.get("why", {}).items():
-        stdout.print(f"no {name}: {reason}", style="dim", markup=False)
-    difference = {name: _with_interval(each["mean"], each["ci95"]) for name, each in summary["logit_diff"].items()}
-    stdout.print(
-        f"{len(summary['top'])} of {summary['n_rows']} rows, the largest, over {summary['n_prompts']} prompts. "
-        f"Effect: {summary['sign']}.\nLD: clean {difference['clean']}, counterfactual {difference['counterfactual']}.",
-        style="dim",
-        markup=False,
-    )
-    _print_files(summary["files"])
+        return print_json(summary)
+    print_effects(summary)
+    print_files(summary["files"])
 
 
 @app.command()
@@ -260,9 +254,9 @@ def discover(
     with Progress(stderr, quiet or as_json) as progress:
         summary = run_discover(config, out, progress, memory=memory)
     if as_json:
-        return _print_json(summary)
-    _print_circuit(summary)
-    _print_files(summary["files"])
+        return print_json(summary)
+    print_circuit(summary)
+    print_files(summary["files"])
 
 
 @app.command()
@@ -311,9 +305,9 @@ def evaluate(
     with Progress(stderr, quiet or as_json) as progress:
         document = run_evaluate(config, out, progress, memory=memory)
     if as_json:
-        return _print_json(document)
-    _print_criteria(document)
-    _print_files(document["files"])
+        return print_json(document)
+    print_criteria(document)
+    print_files(document["files"])
 
 
 Twins = Annotated[int, typer.Option(help="Twins that drift as far in random directions: the null of every change.")]
@@ -462,7 +456,7 @@ def train(
             progress=lambda done, total, value: progress.progress("fine-tuning", done, total, f"loss {value:.3f}"),
         )
     if as_json:
-        return _print_json({"checkpoint": str(checkpoint), "log": str(out / "train.jsonl")})
+        return print_json({"checkpoint": str(checkpoint), "log": str(out / "train.jsonl")})
     stdout.print(f"checkpoint  {checkpoint}\nlog         {out / 'train.jsonl'}", soft_wrap=True, markup=False)
 
 
@@ -477,131 +471,25 @@ def report(
 
     page = write_report(run)
     if as_json:
-        return _print_json({"report": str(page)})
+        return print_json({"report": str(page)})
     stdout.print(f"report  {page}", soft_wrap=True, markup=False)
 
 
-def _print_story(summary: dict[str, Any]) -> None:
-    right = "IO>S" if summary["task"] == "ioi" else "right>wrong"
-    table = _table("stage", "steps", "LD [95 %]", right, "top-1", "effects ~ base", "undone")
-    for stage in summary["stages"]:
-        behaviour, similarity = stage["behaviour"], stage["similarity_to_base"]
-        restored = stage["restoration"] or {}
-        ld = behaviour["logit_diff"]
-        table.add_row(
-            stage["id"],
-            str(stage["step"]),
-            _with_interval(ld["mean"], ld["ci95"]),
-            f"{behaviour['accuracy']:.0%}",
-            f"{behaviour['top1']:.0%}",
-            _with_interval(similarity["effects"], similarity["ci95"]["effects"]),
-            _with_interval(restored.get("damage_undone"), restored.get("ci95", {}).get("damage_undone")),
-        )
-    stdout.print(table)
-    stdout.print(
-        "LD: logit(answer) - logit(foil), of several the log odds, mean over held-out prompts. effects ~ base: "
-        "correlation of the effects of all heads with the base's.\ncontrol: clean training of the undamaged base for "
-        "as many steps as the recovery took.",
-        style="dim",
-    )
-
-
-def _print_circuit(summary: dict[str, Any]) -> None:
-    stability = summary["stability"] or {}
-    table = _table("node", "score", "role", "in resamples")
-    heads = sorted(summary["nodes"], key=lambda row: -abs(row["score"] or 0.0))
-    for row in heads[:CIRCUIT_ROWS]:
-        score = "–" if row["score"] is None else f"{row['score']:+.3f}"
-        share = stability.get("frequency", {}).get(row["node"])
-        table.add_row(row["node"], score, row["role"] or "–", "–" if share is None else f"{share:.0%}")
-    stdout.print(table)
-    circuit = summary["circuit"]
-    shares = ", ".join(
-        f"{count} {level} ({circuit['sparsity'][level]:.2%} of {circuit['of'][level]})"
-        for level, count in (
-            ("heads", circuit["n_heads"]),
-            ("nodes", circuit["n_nodes"]),
-            ("edges", circuit["n_edges"]),
-        )
-    )
-    left_out = f"the {CIRCUIT_ROWS} largest of {len(heads)} are shown. " if len(heads) > CIRCUIT_ROWS else ""
-    stdout.print(
-        f"{left_out}{shares}; {summary['n_prompts']} prompts. A score is a change of LD when the head is patched; "
-        "negative: it helps the task.",
-        style="dim",
-        markup=False,
-    )
-    for level in ("nodes", "edges"):
-        if (found := stability.get(f"{level}_jaccard")) and found["mean"] is not None:
-            stdout.print(
-                f"stability of the {level}: mean pairwise Jaccard {_with_interval(found['mean'], found['spread'])} "
-                f"over {stability['resamples']} resamples of the prompts",
-                style="dim",
-                markup=False,
-            )
-
-
-def _print_criteria(document: dict[str, Any]) -> None:
-    from neuroplast.report.evaluation import criteria_rows
-
-    table = _table("criterion", "value [95 %]", "what")
-    for name, value, low, high, note in criteria_rows(document)[1:]:
-        shown = "null" if value is None else _with_interval(value, [low, high] if low is not None else None, ".3f")
-        table.add_row(escape(name), shown, escape(note or ""))
-    stdout.print(table)
-    for line in (*document["warnings"], document["methodology"]):
-        stdout.print(line, style="dim", markup=False)
-
-
-def _compare(
-    out: Path, fail_on: list[str], memory: str | None, as_json: bool, quiet: bool, n_drift: int, **settings: Any
-) -> None:
+def _compare(out: Path, fail_on: list[str], memory: str | None, as_json: bool, quiet: bool, **settings: Any) -> None:
     from neuroplast.audit import AuditConfig, require_gate, run_audit
     from neuroplast.progress import Progress
-    from neuroplast.report.audit import summary_rows
 
-    config = AuditConfig(**settings, n_drift=n_drift)
+    config = AuditConfig(**settings)
     with Progress(stderr, quiet or as_json) as progress:
         document = run_audit(config, out, progress, fail_on=fail_on, memory=memory)
     if as_json:
-        _print_json(document)
+        print_json(document)
     else:
-        table = _table("", "what", "value [95 %]", "null")
-        for row in summary_rows(document):
-            table.add_row(*map(escape, row))
-        if table.row_count:
-            stdout.print(table)
-        stdout.print(f"[bold]{document['verdict']['label']}[/]: {escape(document['verdict']['statement'])}")
-        _print_files(document["files"])
+        print_comparison(document)
+        print_files(document["files"])
     require_gate(document)
 
 
-def _print_files(files: dict[str, str]) -> None:
-    width = max(map(len, files))
-    for name, path in files.items():
-        stdout.print(f"{name:<{width}}  {path}", soft_wrap=True, markup=False)
-
-
-def _with_interval(value: float | None, ci95: list[float] | None, form: str = ".2f") -> str:
-    if value is None:
-        return "–"
-    return f"{value:{form}}" + (f" [{ci95[0]:{form}}, {ci95[1]:{form}}]" if ci95 else "")
-
-
-def _table(*columns: str) -> Any:
-    from rich.table import Table
-
-    table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
-    for column in columns:
-        table.add_column(column, no_wrap=column == "stage")
-    return table
-
-
-def _print_json(document: Any) -> None:
-    sys.stdout.write(json.dumps(document, indent=1, ensure_ascii=False) + "\n")
-
-
 def _fail(message: str, code: int) -> int:
-    stderr.print("[bold red]error:[/] ", end="")
-    stderr.print(" ".join(message.split("\n")), markup=False, soft_wrap=True)
+    print_error(message)
     return code

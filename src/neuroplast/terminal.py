@@ -1,0 +1,153 @@
+"""How results look in a terminal. Results go to stdout, progress and errors to stderr."""
+
+import json
+import sys
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+
+CIRCUIT_ROWS = 40
+"""Most nodes that are printed."""
+
+stdout = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
+stderr = Console(stderr=True, highlight=False)
+
+
+def print_story(summary: dict[str, Any]) -> None:
+    """The table of a study, stage by stage."""
+    right = "IO>S" if summary["task"] == "ioi" else "right>wrong"
+    table = build_table("stage", "steps", "LD [95 %]", right, "top-1", "effects ~ base", "undone")
+    for stage in summary["stages"]:
+        behaviour, similarity = stage["behaviour"], stage["similarity_to_base"]
+        restored = stage["restoration"] or {}
+        ld = behaviour["logit_diff"]
+        table.add_row(
+            stage["id"],
+            str(stage["step"]),
+            _with_interval(ld["mean"], ld["ci95"]),
+            f"{behaviour['accuracy']:.0%}",
+            f"{behaviour['top1']:.0%}",
+            _with_interval(similarity["effects"], similarity["ci95"]["effects"]),
+            _with_interval(restored.get("damage_undone"), restored.get("ci95", {}).get("damage_undone")),
+        )
+    stdout.print(table)
+    stdout.print(
+        "LD: logit(answer) - logit(foil), of several the log odds, mean over held-out prompts. effects ~ base: "
+        "correlation of the effects of all heads with the base's.\ncontrol: clean training of the undamaged base for "
+        "as many steps as the recovery took.",
+        style="dim",
+    )
+
+
+def print_circuit(summary: dict[str, Any]) -> None:
+    """The table of a circuit that was found."""
+    stability = summary["stability"] or {}
+    table = build_table("node", "score", "role", "in resamples")
+    heads = sorted(summary["nodes"], key=lambda row: -abs(row["score"] or 0.0))
+    for row in heads[:CIRCUIT_ROWS]:
+        score = "–" if row["score"] is None else f"{row['score']:+.3f}"
+        share = stability.get("frequency", {}).get(row["node"])
+        table.add_row(row["node"], score, row["role"] or "–", "–" if share is None else f"{share:.0%}")
+    stdout.print(table)
+    circuit = summary["circuit"]
+    shares = ", ".join(
+        f"{count} {level} ({circuit['sparsity'][level]:.2%} of {circuit['of'][level]})"
+        for level, count in (
+            ("heads", circuit["n_heads"]),
+            ("nodes", circuit["n_nodes"]),
+            ("edges", circuit["n_edges"]),
+        )
+    )
+    left_out = f"the {CIRCUIT_ROWS} largest of {len(heads)} are shown. " if len(heads) > CIRCUIT_ROWS else ""
+    stdout.print(
+        f"{left_out}{shares}; {summary['n_prompts']} prompts. A score is a change of LD when the head is patched; "
+        "negative: it helps the task.",
+        style="dim",
+        markup=False,
+    )
+    for level in ("nodes", "edges"):
+        if (found := stability.get(f"{level}_jaccard")) and found["mean"] is not None:
+            stdout.print(
+                f"stability of the {level}: mean pairwise Jaccard {_with_interval(found['mean'], found['spread'])} "
+                f"over {stability['resamples']} resamples of the prompts",
+                style="dim",
+                markup=False,
+            )
+
+
+def print_criteria(document: dict[str, Any]) -> None:
+    """The table of what a circuit was judged by."""
+    from neuroplast.report.evaluation import criteria_rows
+
+    table = build_table("criterion", "value [95 %]", "what")
+    for name, value, low, high, note in criteria_rows(document)[1:]:
+        shown = "null" if value is None else _with_interval(value, [low, high] if low is not None else None, ".3f")
+        table.add_row(escape(name), shown, escape(note or ""))
+    stdout.print(table)
+    for line in (*document["warnings"], document["methodology"]):
+        stdout.print(line, style="dim", markup=False)
+
+
+def print_files(files: dict[str, str]) -> None:
+    """Names and paths of what was written."""
+    width = max(map(len, files))
+    for name, path in files.items():
+        stdout.print(f"{name:<{width}}  {path}", soft_wrap=True, markup=False)
+
+
+def _with_interval(value: float | None, ci95: list[float] | None, form: str = ".2f") -> str:
+    if value is None:
+        return "–"
+    return f"{value:{form}}" + (f" [{ci95[0]:{form}}, {ci95[1]:{form}}]" if ci95 else "")
+
+
+def build_table(*columns: str) -> Any:
+    """An empty table."""
+    from rich.table import Table
+
+    table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
+    for column in columns:
+        table.add_column(column, no_wrap=column == "stage")
+    return table
+
+
+def print_json(document: Any) -> None:
+    """One JSON document on stdout."""
+    sys.stdout.write(json.dumps(document, indent=1, ensure_ascii=False) + "\n")
+
+
+def print_error(message: str) -> None:
+    """One line on stderr."""
+    stderr.print("[bold red]error:[/] ", end="")
+    stderr.print(" ".join(message.split("\n")), markup=False, soft_wrap=True)
+
+
+def print_effects(summary: dict[str, Any]) -> None:
+    """The table of one intervention's largest effects."""
+    table = build_table(summary["method"], "effect [95 %]", "share of LD")
+    for row in summary["top"]:
+        share = "–" if row["share"] is None else f"{row['share']:+.1%}"
+        table.add_row(escape(row["name"]), _with_interval(row["effect"], row["ci95"], ".3g"), share)
+    stdout.print(table)
+    for name, reason in summary.get("why", {}).items():
+        stdout.print(f"no {name}: {reason}", style="dim", markup=False)
+    difference = {name: _with_interval(each["mean"], each["ci95"]) for name, each in summary["logit_diff"].items()}
+    stdout.print(
+        f"{len(summary['top'])} of {summary['n_rows']} rows, the largest, over {summary['n_prompts']} prompts. "
+        f"Effect: {summary['sign']}.\nLD: clean {difference['clean']}, counterfactual {difference['counterfactual']}.",
+        style="dim",
+        markup=False,
+    )
+
+
+def print_comparison(document: dict[str, Any]) -> None:
+    """The table of a comparison, and its verdict."""
+    from neuroplast.report.audit import summary_rows
+
+    table = build_table("", "what", "value [95 %]", "null")
+    for row in summary_rows(document):
+        table.add_row(*map(escape, row))
+    if table.row_count:
+        stdout.print(table)
+    stdout.print(f"[bold]{document['verdict']['label']}[/]: {escape(document['verdict']['statement'])}")
