@@ -21,7 +21,8 @@ from neuroplast.interventions.path_patching import path_patch
 from neuroplast.models.attention import AttentionCall, tapped
 from neuroplast.models.build import build_network
 from neuroplast.models.network import Network, logits_at
-from neuroplast.models.replay import Edit, at_positions, record
+from neuroplast.models.recording import Edit, at_positions
+from neuroplast.models.replay import record
 from neuroplast.tasks.prompts import PromptSet
 
 SMALL = {"vocab_size": 60, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}

@@ -46,7 +46,8 @@ from neuroplast.interventions.knockout import select_heads
 from neuroplast.interventions.pairs import recorded_bytes
 from neuroplast.interventions.selection import position_mask, require_prompts
 from neuroplast.models.network import Network, unembedding_of
-from neuroplast.models.replay import Place, at_positions, record
+from neuroplast.models.recording import Place, at_positions
+from neuroplast.models.replay import record
 from neuroplast.statistics import bootstrap_weights
 from neuroplast.tasks.metric import choices
 from neuroplast.tasks.prompts import NO_TOKEN, PromptSet

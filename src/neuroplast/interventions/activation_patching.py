@@ -25,7 +25,8 @@ from neuroplast.interventions.effects import Effects
 from neuroplast.interventions.pairs import Pair, columns_of, recorded_bytes
 from neuroplast.interventions.selection import Group, Selection, select_sites
 from neuroplast.models.network import Network
-from neuroplast.models.replay import Edit, Frame, Place, Recording, Window, at_positions, walk_free
+from neuroplast.models.recording import Edit, Place, Recording, Window, at_positions
+from neuroplast.models.replay import Frame, walk_free
 from neuroplast.tasks.prompts import PromptSet
 
 INTO = ("clean", "counterfactual")

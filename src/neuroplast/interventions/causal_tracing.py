@@ -41,7 +41,7 @@ from neuroplast.interventions.chunks import Chunk, Progress
 from neuroplast.interventions.pairs import Pair, recorded_bytes
 from neuroplast.interventions.selection import Group, position_mask, require_prompts
 from neuroplast.models.network import Network
-from neuroplast.models.replay import Edit, Place
+from neuroplast.models.recording import Edit, Place
 from neuroplast.statistics import bootstrap_weights, interval
 from neuroplast.tasks.prompts import PromptSet
 

@@ -44,7 +44,7 @@ from neuroplast.interventions.pairs import Pair, recorded_bytes
 from neuroplast.interventions.selection import Group, Selection, position_mask, select_sites
 from neuroplast.models.between import require_same_parts
 from neuroplast.models.network import Network
-from neuroplast.models.replay import Edit, Place, Window, at_positions
+from neuroplast.models.recording import Edit, Place, Window, at_positions
 from neuroplast.tasks.prompts import PromptSet
 
 PROJECTIONS = ("receiver", "donor")

@@ -22,7 +22,8 @@ from neuroplast.interventions.edges import EdgeGraph, Workspace
 from neuroplast.models.attention import AttentionCall
 from neuroplast.models.network import Network, replaced, weight_of
 from neuroplast.models.readers import Projection
-from neuroplast.models.replay import QUERIES_A_BLOCK, Frame, Place, Recording, Window, at_positions, record
+from neuroplast.models.recording import Place, Recording, Window, at_positions
+from neuroplast.models.replay import QUERIES_A_BLOCK, Frame, record
 
 RECORDED: tuple[Place, ...] = ("residual", "query", "key", "value", "z", "attention", "mlp")
 """What is kept of the counterfactual run."""

@@ -25,7 +25,8 @@ from neuroplast.interventions.pairs import recorded_bytes
 from neuroplast.interventions.selection import require_prompts
 from neuroplast.models.between import require_same_parts
 from neuroplast.models.network import Network
-from neuroplast.models.replay import Recording, at_positions, record
+from neuroplast.models.recording import Recording, at_positions
+from neuroplast.models.replay import record
 from neuroplast.models.weights import Piece, WeightMap, choose_pieces, grafted
 from neuroplast.tasks.prompts import PromptSet
 

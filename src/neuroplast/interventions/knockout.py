@@ -28,7 +28,8 @@ from neuroplast.interventions.pairs import recorded_bytes
 from neuroplast.interventions.selection import Selection, position_mask, require_prompts, select_senders
 from neuroplast.memory import Kept
 from neuroplast.models.network import Network
-from neuroplast.models.replay import Columns, Edit, Frame, Place, Recording, Window, at_positions, record, walk_free
+from neuroplast.models.recording import Columns, Edit, Place, Recording, Window, at_positions
+from neuroplast.models.replay import Frame, record, walk_free
 from neuroplast.tasks.prompts import PromptSet
 
 

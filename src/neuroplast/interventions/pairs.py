@@ -9,7 +9,8 @@ from torch import Tensor
 from neuroplast.interventions.chunks import Chunk, logit_difference
 from neuroplast.memory import Kept
 from neuroplast.models.network import Network
-from neuroplast.models.replay import Edit, Place, Recording, Window, at_positions, record
+from neuroplast.models.recording import Edit, Place, Recording, Window, at_positions
+from neuroplast.models.replay import record
 
 
 class Pair:

@@ -31,7 +31,8 @@ from neuroplast.interventions.knockout import build_knockout
 from neuroplast.interventions.pairs import Pair, Pairs, columns_of, recorded_bytes
 from neuroplast.interventions.selection import Group, Selection, select_receivers, select_senders
 from neuroplast.models.network import Network
-from neuroplast.models.replay import Calls, Copies, Edit, Frame, Place, admit, at_positions, run_frozen, walk_free
+from neuroplast.models.recording import Edit, Place, at_positions
+from neuroplast.models.replay import Calls, Copies, Frame, admit, run_frozen, walk_free
 from neuroplast.tasks.prompts import PromptSet
 
 MLPS = ("live", "frozen")

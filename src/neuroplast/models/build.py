@@ -17,7 +17,8 @@ from neuroplast.errors import UnsupportedModelError
 from neuroplast.models.anatomy import find_parts
 from neuroplast.models.attention import ATTENTION
 from neuroplast.models.network import Network, logits_at, refusal, require_fit
-from neuroplast.models.replay import Edit, Frame, Place, Recording, Window, record, run_frozen, walk_free
+from neuroplast.models.recording import Edit, Place, Recording, Window
+from neuroplast.models.replay import Frame, record, run_frozen, walk_free
 
 
 def build_network(module: PreTrainedModel, tokenizer: Any, name: str) -> Network:
