@@ -58,3 +58,9 @@ def test_without_comparisons_every_claim_is_null_with_a_reason():
     for found in (by_id({}), by_id({"poisoned/a": {"verdict": {"label": "unchanged"}}})):
         assert all(claim["supported"] is None and claim["value"] is None and claim["why"] for claim in found.values())
         assert "compare_stages" in found["specificity"]["why"]
+
+
+def test_weights_that_cannot_be_told_apart_are_the_reason():
+    found = by_id({"poisoned/a": {"why": "its heads share outputs"}})
+    assert found["localisation_stored"]["supported"] is None
+    assert found["localisation_stored"]["why"] == "its heads share outputs"

@@ -10,11 +10,11 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from neuroplast.circuits.files import load_circuit
-from neuroplast.errors import InputError, StorageError
+from neuroplast.errors import InputError, StorageError, UnsupportedModelError
 from neuroplast.interventions.ablation import build_ablation
 from neuroplast.interventions.knockout import run_knockouts
 from neuroplast.models.sources import load_model
-from neuroplast.study import StudyConfig, build_config, run_study, runner
+from neuroplast.study import StudyConfig, build_config, measure, run_study, runner
 from neuroplast.study.circuits import load_circuits
 from neuroplast.study.measure import load_measured
 from neuroplast.tasks import ioi
@@ -324,3 +324,14 @@ def test_effects_of_a_version_that_measured_less_are_refused_by_name(tmp_path: P
     save_file({"effects": np.zeros((1, 1, 2)), "logit_diff": np.zeros(2)}, path)
     with pytest.raises(StorageError, match="has no answer_probability; remove it, then run the same command again"):
         load_measured(path)
+
+
+def test_a_model_whose_weights_cannot_be_told_apart_is_studied_without_its_comparison(tmp_path: Path, monkeypatch):
+    def refuse(*_: object, **__: object) -> None:
+        raise UnsupportedModelError("its heads share outputs of a linear map")
+
+    monkeypatch.setattr(measure, "compare_document", refuse)
+    summary = run_study(smoke(circuit_stages=[]), tmp_path / "run", Silent()).summary
+    claims = {claim["id"]: claim for claim in summary["claims"]}
+    assert claims["localisation_stored"]["why"] == "its heads share outputs of a linear map"
+    assert document(tmp_path / "run/stages/poisoned/subject_duplication/comparison.json")["why"]

@@ -120,7 +120,7 @@ def _write_comparisons(results: StudyResults, run: Path) -> None:
     """Draws the comparison of every stage that was compared with base."""
     for stage in results.stages:
         path = run / "stages" / stage.id / "comparison.json"
-        if path.is_file() and (found := load_json(path))["verdict"]["label"] != "unchanged":
+        if path.is_file() and "maps" in (found := load_json(path)):
             with atomic_file(run / "figures" / f"comparison-{stage.id.replace('/', '-')}.png") as temporary:
                 FigureCanvasAgg(draw_audit(found)).print_png(temporary)
 

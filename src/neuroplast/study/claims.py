@@ -19,6 +19,8 @@ STATEMENTS = {
 NOT_TESTED = "not tested in this version"
 NOT_COMPARED = "no stage that differs from base was compared with it: name its kind in compare_stages"
 
+UNCHANGED = {"label": "unchanged"}
+
 Document = Mapping[str, Any]
 
 
@@ -28,7 +30,10 @@ def build_claims(comparisons: Mapping[str, Document]) -> list[dict[str, Any]]:
     Args:
         comparisons: by stage, its comparison with base.
     """
-    comparisons = {name: each for name, each in comparisons.items() if each["verdict"]["label"] != "unchanged"}
+    reasons = [each["why"] for each in comparisons.values() if "verdict" not in each]
+    comparisons = {
+        name: each for name, each in comparisons.items() if each.get("verdict", UNCHANGED)["label"] != "unchanged"
+    }
     found = {
         "localisation_expressed": {name: _localised(each["expressed"], "undone") for name, each in comparisons.items()},
         "localisation_stored": {name: _localised(each["stored"], "share") for name, each in comparisons.items()},
@@ -41,7 +46,7 @@ def build_claims(comparisons: Mapping[str, Document]) -> list[dict[str, Any]]:
         if name not in found:
             claims.append({"id": name, "statement": statement, **nothing, "why": NOT_TESTED})
         elif most is None:
-            claims.append({"id": name, "statement": statement, **nothing, "why": NOT_COMPARED})
+            claims.append({"id": name, "statement": statement, **nothing, "why": (reasons or [NOT_COMPARED])[0]})
         else:
             shown = found[name][most]
             verdicts = [each["supported"] for each in found[name].values()]

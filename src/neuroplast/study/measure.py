@@ -8,14 +8,18 @@ from typing import Any
 import numpy as np
 
 from neuroplast.behaviour import measure_behaviour
+from neuroplast.comparison.compare import compare_document
 from neuroplast.components import Node
-from neuroplast.errors import StorageError
+from neuroplast.errors import StorageError, UnsupportedModelError
 from neuroplast.interventions.path_patching import path_patch
+from neuroplast.interventions.selection import Group
 from neuroplast.models.network import Network
+from neuroplast.observer import Observer
 from neuroplast.plasticity import Restoration, Sample, restoration, similarity
 from neuroplast.statistics import Estimate, Weights, estimate_mean, interval
-from neuroplast.storage import load_tensors, write_tensors
+from neuroplast.storage import Parts, load_tensors, write_tensors
 from neuroplast.study.circuits import Circuits, overlap_document
+from neuroplast.study.plan import StudyConfig
 from neuroplast.tasks.prompts import PromptSet
 
 NO_CIRCUIT = "no circuit is looked for at this stage: name its kind in circuit_stages"
@@ -126,6 +130,47 @@ def heads_document(measured: Measured, weights: Weights) -> dict[str, Any]:
         "low": low.tolist(),
         "high": high.tolist(),
     }
+
+
+def comparison_document(
+    config: StudyConfig,
+    base: Network,
+    model: Network,
+    prompts: PromptSet,
+    circuit: Group | None,
+    parts: Parts,
+    observer: Observer,
+) -> dict[str, Any]:
+    """Where a stage's change from base is expressed and stored, and what was spared.
+
+    Args:
+        config: the study.
+        base: the base.
+        model: the stage's model.
+        prompts: the shared prompts.
+        circuit: the heads of the base's circuit; None takes those that act on the logits.
+        parts: keeps what is measured.
+        observer: is told how it goes.
+
+    Returns:
+        The document of `compare`, or the reason why the model's weights cannot be told apart.
+    """
+    try:
+        return compare_document(
+            base,
+            model,
+            prompts,
+            battery=config.compare_battery,
+            task=config.task,
+            circuit=circuit,
+            parts=parts,
+            progress=observer.progress,
+            n_drift=config.compare_drift,
+            n_random=config.compare_random,
+            seed=config.seeds[0],
+        )
+    except UnsupportedModelError as error:
+        return {"why": str(error)}
 
 
 def similarity_document(

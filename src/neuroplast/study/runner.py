@@ -20,7 +20,6 @@ from typing import Any
 
 import numpy as np
 
-from neuroplast.comparison.compare import compare_document
 from neuroplast.errors import InputError, StorageError
 from neuroplast.memory import show_size
 from neuroplast.models.network import Network
@@ -45,6 +44,7 @@ from neuroplast.study.measure import (
     NO_CIRCUIT,
     Measured,
     behaviour_document,
+    comparison_document,
     heads_document,
     load_measured,
     restoration_document,
@@ -225,31 +225,21 @@ class _Run:
         return self.out / stage.folder / COMPARISON
 
     def _compare(self, stage: Stage) -> None:
-        """Writes where the change from base is expressed and stored, and what was spared."""
-        path = self._comparison(stage)
-        if path.is_file():
+        if self._comparison(stage).is_file():
             return
-        base, model = (
-            self._load(self.out / "stages/base/checkpoint"),
-            self._load(self.out / stage.folder / "checkpoint"),
-        )
-        of_base, config = self._circuits_of("base"), self.config
+        base, model = (self._load(self.out / f"stages/{each}/checkpoint") for each in ("base", stage.id))
+        of_base = self._circuits_of("base")
         nodes = of_base.nodes if of_base else None
-        parts = Parts(self.out / stage.folder / "comparing")
-        document = compare_document(
+        document = comparison_document(
+            self.config,
             base,
             model,
             self.prompts,
-            battery=config.compare_battery,
-            task=config.task,
-            circuit=None if nodes is None else nodes.heads,
-            parts=parts,
-            progress=self.observer.progress,
-            n_drift=config.compare_drift,
-            n_random=config.compare_random,
-            seed=config.seeds[0],
+            None if nodes is None else nodes.heads,
+            parts := Parts(self.out / stage.folder / "comparing"),
+            self.observer,
         )
-        write_json(path, {"schema": SCHEMA, "stage": stage.id, "task": config.task} | document)
+        write_json(self._comparison(stage), {"schema": SCHEMA, "stage": stage.id, "task": self.config.task} | document)
         parts.remove()
 
     def _measures(self, stage: Stage, point: Point) -> dict[str, Any]:
