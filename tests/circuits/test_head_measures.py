@@ -9,7 +9,7 @@ import torch
 
 from architectures import VOCABULARY, random_model
 from handbuilt import MODELS
-from neuroplast.circuits import head_measures
+from neuroplast.circuits import copying, head_measures
 from neuroplast.circuits.head_measures import Measured, measure_heads, repeated_tokens
 from neuroplast.components import Node, parse_node
 from neuroplast.errors import InputError
@@ -257,7 +257,7 @@ def test_one_prompt_has_no_errors_and_no_correlation(network: Network, prompts: 
 def test_chunks_and_blocks_change_nothing(network: Network, prompts: PromptSet, monkeypatch):
     whole = measure_heads(network, prompts, HEADS)
     monkeypatch.setitem(chunks.ROWS, "cpu", 20)
-    monkeypatch.setattr(head_measures, "_BLOCK", 7)
+    monkeypatch.setattr(copying, "_BLOCK", 7)
     told: list[tuple[int, int]] = []
     cut = measure_heads(network, prompts, HEADS, progress=lambda *step: told.append(step))
     for node in HEADS:

@@ -1,14 +1,9 @@
 """What a head does, in numbers: what it copies, where it attends, and how it treats repeated random tokens.
 
-After Wang et al. 2022 (arXiv 2211.00593): copy scores from section 3.1 and appendix, attention and what is written
-from figure 3, tests off the task from the appendices on induction, duplicate-token and previous-token heads.
+After Wang et al. 2022 (arXiv 2211.00593): attention and what is written from figure 3, tests off the task from the
+appendices on induction, duplicate-token and previous-token heads.
 
-- **copy**: the residual stream that leaves block 0, at a name, goes through the attention norm of the head's layer,
-  the head's value projection (its key-value head's, with its bias) and its part of the output projection, and then
-  the model's own ending. The share of names that are among the `TOP` tokens of the whole vocabulary; ties count
-  against it. **negative copy**: the same with the sign of what the head writes flipped. A name is a token equal to
-  the answer or the foil (of several, the first), wherever it stands in the prompt: for IOI at IO, S1 and S2, as in
-  the paper's code.
+- **copy**, **negative copy**: the shares of the names that a head copies (`neuroplast.circuits.copying`).
 - **attention to P**, from where the head stands to the position named P; to its own token; to the first token.
   Of a head at several positions, the mean over those not before P. **even share**: what even attention would give.
 - **direct logit attribution**, for heads at END: what the head's output there adds to the logit of the answer, to that
@@ -25,21 +20,20 @@ Units: probabilities, shares, logits and a correlation; means over prompts or se
 (the correlation's by bootstrap over prompts). The `reference` says what all heads of the model get, because the
 paper's thresholds are known for GPT-2 only.
 
-Deviations: each head reads through its own layer's norm, where the paper's code takes block 1's. Where a norm stands
-between the heads and the residual stream (Gemma 3), `copy` takes what the head would write alone through it, and
-direct logit attribution what the norm gives with the head minus what it gives without.
+Deviation: where a norm stands between the heads and the residual stream (Gemma 3), direct logit attribution takes what
+the norm gives with the head minus what it gives without.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from math import ceil
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
+from neuroplast.circuits.copying import TOP, copy_shares, passed_on
 from neuroplast.components import Node
 from neuroplast.interventions.chunks import Chunk, Progress, Size, in_prompt_chunks
 from neuroplast.interventions.knockout import select_heads
@@ -58,8 +52,6 @@ OWN_TOKEN, FIRST_TOKEN, EVEN_SHARE = "attention to own token", "attention to fir
 ATTRIBUTION, TO_ANSWER, TO_FOIL = (f"direct logit attribution{to}" for to in ("", " to answer", " to foil"))
 FOLLOWS = "output follows attention"
 
-TOP = 5
-"""A name is copied when fewer tokens than that have a logit as large."""
 REPEATED = 25
 """Random tokens before they come again; fewer where the context or the vocabulary is smaller, and at least 3."""
 SEQUENCES = 16
@@ -67,9 +59,6 @@ SEQUENCES = 16
 
 CONSTANT = 1e-6
 """What varies less than that, relative to its size, does not vary."""
-
-_BLOCK = 2048
-"""Tokens of the vocabulary that are looked at together."""
 
 
 @dataclass(frozen=True)
@@ -135,7 +124,7 @@ def measure_heads(
         **_copy_scores(model, prompts, memory, _part(progress, 0)),
         **_off_task(model, seed, memory, _part(progress, 1)),
     }
-    on_task = _on_task(model, prompts, nodes, memory, _part(progress, 2))
+    on_task = measure_on_task(model, prompts, nodes, memory=memory, progress=_part(progress, 2))
     found: dict[Node, HeadMeasures] = {}
     for node in nodes:
         samples = {name: all_heads.samples[node.layer or 0, node.head or 0] for name, all_heads in everywhere.items()}
@@ -148,13 +137,6 @@ def measure_heads(
     return Measured(
         found, {name: each.reference() for name, each in everywhere.items() if np.isfinite(each.samples).any()}
     )
-
-
-def name_mask(prompts: PromptSet) -> Bool[Tensor, "prompt pos"]:
-    """Where the prompts say their answer or their foil, up to END."""
-    tokens = prompts.clean
-    said = (tokens == prompts.answer[:, None]) | (tokens == prompts.foil[:, None])
-    return said & position_mask(prompts, None)
 
 
 @dataclass(frozen=True)
@@ -171,7 +153,9 @@ class _AllHeads:
 
 
 @dataclass(frozen=True)
-class _OnTask:
+class OnTask:
+    """What some heads do on the task, prompt by prompt."""
+
     shares: Mapping[Node, Mapping[str, NDArray[np.float64]]]
     """By head and measure, of each prompt; NaN where there is none."""
     names: Mapping[Node, tuple[NDArray[np.float64], NDArray[np.float64]]]
@@ -183,39 +167,11 @@ def _copy_scores(
     model: Network, prompts: PromptSet, memory: str | int | None, progress: Progress | None
 ) -> dict[str, _AllHeads]:
     """The share of each prompt's names that each head copies, with its own sign and with the other."""
-    samples = np.full((2, model.n_layers, model.n_heads, len(prompts)), np.nan)
-    names_a_prompt = int(name_mask(prompts).sum(dim=1).max())
-
-    def work(chunk: Chunk, _: int, tick: Callable[[], None]) -> None:
-        run = record(model, chunk.prompts.clean, (), until=1)
-        rows, at = name_mask(chunk.prompts).nonzero(as_tuple=True)
-        own = chunk.prompts.clean[rows, at]
-        count = torch.bincount(rows, minlength=len(chunk.rows))
-        for layer in range(model.n_layers):
-            if len(rows):
-                value = model.read_heads(layer, run.residual[1], run.start.calls[layer]).value[rows, :, at]
-                copied = _are_copied(model, layer, value, own).double()
-                sums = copied.new_zeros(2, model.n_heads, len(count)).index_add_(2, rows, copied)
-                # A prompt without names has no share: 0 / 0.
-                samples[:, layer][..., chunk.rows.numpy()] = (sums / count).cpu().numpy()
-            tick()
-
-    itemsize = model.module.dtype.itemsize
-    row = itemsize * model.d_model * 4 + 8 * _BLOCK
-    size = 2 * model.n_heads * names_a_prompt * row + itemsize * prompts.width * model.d_model * 8
-    in_prompt_chunks(model, prompts, Size(size, 1, 1), work, model.n_layers, memory=memory, progress=progress)
+    heads = [Node("head", layer, head) for layer in range(model.n_layers) for head in range(model.n_heads)]
+    shares = copy_shares(model, prompts, heads, memory=memory, progress=progress).numpy()
+    samples = shares.reshape(2, model.n_layers, model.n_heads, -1)
     chance = TOP / len(unembedding_of(model.module).weight)
-    return {COPY: _AllHeads(samples[0], chance), NEGATIVE_COPY: _AllHeads(samples[1], chance)}
-
-
-def _are_copied(
-    model: Network, layer: int, value: Float[Tensor, "name kv_head d_head"], own: Int[Tensor, "name"]
-) -> Bool[Tensor, "sign head name"]:
-    """Whether each head of a layer, and each with its sign flipped, copies names from their values."""
-    value = value[:, [model.kv_head(head) for head in range(model.n_heads)]]
-    written = torch.einsum("nhf,hfd->hnd", value, model.head_weights(layer))
-    both = _alone(model, layer, torch.stack([written, -written]).flatten(0, 2))
-    return _is_on_top(model, both, own.repeat(2 * model.n_heads)).view(2, model.n_heads, -1)
+    return {name: _AllHeads(each, chance) for name, each in zip((COPY, NEGATIVE_COPY), samples, strict=True)}
 
 
 def _off_task(model: Network, seed: int, memory: str | int | None, progress: Progress | None) -> dict[str, _AllHeads]:
@@ -272,10 +228,27 @@ def repeated_tokens(model: Network, seed: int) -> tuple[Int[Tensor, "sequence po
     return torch.cat([start, ordinary[drawn], ordinary[drawn]], dim=1), first
 
 
-def _on_task(
-    model: Network, prompts: PromptSet, nodes: Sequence[Node], memory: str | int | None, progress: Progress | None
-) -> _OnTask:
-    """Attention of some heads on the clean prompts, and what those at END write."""
+@torch.no_grad()
+def measure_on_task(
+    model: Network,
+    prompts: PromptSet,
+    nodes: Sequence[Node],
+    *,
+    memory: str | int | None = None,
+    progress: Progress | None = None,
+) -> OnTask:
+    """Attention of some heads on the clean prompts, and what those at END write.
+
+    Args:
+        model: the instrumented model.
+        prompts: the clean prompts are run.
+        nodes: heads, each where it stands.
+        memory: bound on the process's memory, such as `4GiB`; None takes what is free.
+        progress: called with (steps done, steps in all).
+
+    Raises:
+        InputError: for a position that is not there, or a budget that is too small.
+    """
     n = len(prompts)
     at_end = [node for node in nodes if node.position in ("end", None)]
     ending = _Ending(model) if at_end else None
@@ -310,7 +283,7 @@ def _on_task(
     seen = {
         node: {name: each for name, each in mine.items() if np.isfinite(each).any()} for node, mine in shares.items()
     }
-    return _OnTask(seen, names)
+    return OnTask(seen, names)
 
 
 def _shares(pattern: Float[Tensor, "prompt query key"], chunk: Chunk, node: Node) -> dict[str, Float[Tensor, "prompt"]]:
@@ -356,41 +329,7 @@ def _written(
     output = z[:, head] @ model.head_weights(layer)[head]
     if model.adds_attention:
         return output
-    return _alone(model, layer, attention) - _alone(model, layer, attention - output)
-
-
-def _alone(model: Network, layer: int, output: Float[Tensor, "row d_model"]) -> Float[Tensor, "row d_model"]:
-    """What reaches the residual stream when a layer's attention gives that."""
-    if model.adds_attention:
-        return output
-    rows = output[:, None]
-    nothing = torch.zeros_like(rows)
-    return model.run_layer(layer, nothing, attention=rows, mlp=nothing)[:, 0]
-
-
-def _is_on_top(model: Network, residual: Float[Tensor, "row d_model"], own: Int[Tensor, "row"]) -> Bool[Tensor, "row"]:
-    """Whether fewer than `TOP` other tokens have a logit as large as a row's own token.
-
-    The vocabulary is looked at in blocks, and a row that is beaten often enough is not looked at again.
-    """
-    head = unembedding_of(model.module)
-    whole_bias: Tensor | None = getattr(head, "bias", None)
-    n_tokens = len(head.weight)
-    least = model.readout(residual, own[:, None])
-    beaten = torch.zeros_like(own)
-    for first in range(blocks := ceil(n_tokens / _BLOCK)):
-        if not len(left := (beaten < TOP).nonzero()[:, 0]):
-            break
-        # Neighbours in a vocabulary are alike, so every block takes its tokens from everywhere.
-        tokens = torch.arange(first, n_tokens, blocks, device=own.device)
-        weight = head.weight[tokens].float()
-        bias = None if whole_bias is None else whole_bias[tokens].float()
-        logits = model.run_ending(
-            residual[left], lambda x, w=weight, b=bias: torch.nn.functional.linear(x.float(), w, b)
-        )
-        beats = (logits.float() >= least[left]) & (tokens != own[left, None])
-        beaten[left] += beats.sum(dim=1)
-    return beaten < TOP
+    return passed_on(model, layer, attention) - passed_on(model, layer, attention - output)
 
 
 class _Ending:
