@@ -74,5 +74,6 @@ def test_localised_is_most_of_it_and_more_than_chance():
     assert is_localised(Estimate(0.6, (0.55, 0.65)), beaten) is True
     assert is_localised(Estimate(0.06, (0.05, 0.07)), beaten) is False
     assert is_localised(Estimate(0.6, (0.55, 0.65)), not_beaten) is False
+    assert is_localised(Estimate(0.6, (0.45, 0.75)), beaten) is None
     assert is_localised(Estimate(None, None, "undefined"), beaten) is None
     assert is_localised(Estimate(0.6, (0.55, 0.65)), matched_test(0.6, np.empty(0))) is None

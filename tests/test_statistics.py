@@ -9,6 +9,7 @@ from neuroplast.statistics import (
     estimate,
     estimate_mean,
     interval,
+    over_seeds,
     p_value,
     row_correlations,
 )
@@ -64,3 +65,16 @@ def test_a_p_value_counts_ties_and_what_has_no_value():
     assert p_value(18.5, np.full(19, np.nan)) == 1.0
     assert p_value(np.nan, null) is None and p_value(1.0, np.empty(0)) is None
     assert can_tell(19) and not can_tell(18)
+
+
+def test_the_interval_over_three_seeds_covers_the_truth_about_as_often_as_it_says():
+    rng, covered = np.random.default_rng(7), 0
+    for _ in range(400):
+        low, high = over_seeds(list(rng.normal(1.0, 2.0, size=3))).ci95
+        covered += low <= 1.0 <= high
+    assert 0.92 <= covered / 400 <= 0.98
+
+
+def test_seeds_without_a_value_do_not_count_and_two_are_too_few():
+    assert over_seeds([1.0, None, 3.0]).value is None
+    assert over_seeds([1.0, None, 3.0, 2.0]).value == pytest.approx(2.0)

@@ -17,7 +17,7 @@ from jaxtyping import Float
 from numpy.typing import ArrayLike
 
 from neuroplast.components import Node
-from neuroplast.statistics import ALPHA, Estimate, can_tell, p_value
+from neuroplast.statistics import ALPHA, Estimate, can_tell, is_above, p_value
 
 MOST = 0.5
 """The share of a change above which a circuit has most of it."""
@@ -114,7 +114,7 @@ def is_localised(share: Estimate, test: MatchedTest) -> bool | None:
     """
     if share.ci95 is None or test.beaten is None:
         return None
-    return test.beaten and share.ci95[0] > MOST
+    return is_above(share.ci95, MOST) if test.beaten else False
 
 
 def area_under(sizes: Sequence[int], values: Sequence[float]) -> float:

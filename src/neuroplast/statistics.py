@@ -4,17 +4,20 @@ Resampling weights are drawn once per number of prompts and seed, so quantities 
 stage and its base) are resampled together and their difference keeps its pairing.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float
 from numpy.typing import NDArray
+from scipy.special import stdtrit
 
 RESAMPLES = 2000
 LEVEL = 0.95
 ALPHA = 0.05
 """A p up to this is beyond chance."""
+FEWEST_SEEDS = 3
+"""Seeds from which on they, and not prompts, are the unit of an interval."""
 NORMAL_95 = 1.959964
 """Standard errors from a mean to either end of its 95 % interval, where the mean is normal."""
 
@@ -73,6 +76,26 @@ def estimate(
 def estimate_mean(weights: Weights, values: Float[np.ndarray, "prompt"]) -> Estimate:
     """The mean over prompts with its interval."""
     return estimate(weights, lambda rows: rows @ values)
+
+
+def is_above(ci95: Sequence[float], bound: float) -> bool | None:
+    """Whether a value lies above a bound, by its interval; None where the bound lies in it."""
+    low, high = ci95
+    return True if low > bound else False if high <= bound else None
+
+
+def over_seeds(values: Sequence[float | None]) -> Estimate:
+    """The mean over seeds with its interval by Student's t: what another seed would give, not another prompt.
+
+    Args:
+        values: one value a seed; None where it is undefined.
+    """
+    known = np.array([value for value in values if value is not None])
+    if len(known) < FEWEST_SEEDS:
+        return Estimate(None, None, f"{len(known)} seeds have a value: it takes {FEWEST_SEEDS} to be the unit")
+    wide = float(stdtrit(len(known) - 1, 1 - (1 - LEVEL) / 2) * known.std(ddof=1) / len(known) ** 0.5)
+    mean = float(known.mean())
+    return Estimate(mean, (mean - wide, mean + wide))
 
 
 def p_value(value: float, null: Float[np.ndarray, "draw"]) -> float | None:

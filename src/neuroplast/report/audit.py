@@ -282,7 +282,7 @@ def _test(found: Document) -> str:
     if null["p"] is None:
         return null.get("why", "")
     sizes = f"{null['n']} random sets {_number(null['mean'])} ± {_number(null['sd'])}"
-    said = {True: "localised", False: "not localised", None: null.get("why", "undecided")}[found["localised"]]
+    said = {True: "localised", False: "not localised", None: null.get("why") or "undecided"}[found["localised"]]
     return f"{said}: {sizes}, p {_number(null['p'], 3)}, effect size {_number(null['effect_size'], 1)}"
 
 
