@@ -16,10 +16,16 @@ FLOORS = (
     {"circuits"},
     {"training", "plasticity", "localisation", "report", "subject"},
     {"comparison"},
-    {"study", "patch", "discovery", "evaluation", "audit", "progress", "terminal"},
+    {"study", "patch", "discovery", "evaluation", "audit", "repair", "progress", "terminal"},
     {"cli", "__init__"},
 )
-ALLOWED_BESIDE = {("models", "tasks"), ("storage", "errors"), ("components", "errors"), ("memory", "errors")}
+ALLOWED_BESIDE = {
+    ("models", "tasks"),
+    ("storage", "errors"),
+    ("components", "errors"),
+    ("memory", "errors"),
+    ("plasticity", "localisation"),
+}
 FORBIDDEN = {("report", part) for part in ("models", "tasks", "interventions", "behaviour", "statistics", "plasticity")}
 FLOOR_OF = {part: index for index, floor in enumerate(FLOORS) for part in floor}
 

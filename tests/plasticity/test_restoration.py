@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from neuroplast.plasticity import Sample, base_distance_null, restoration, similarity
+from neuroplast.plasticity.restoration import Sample, restoration, similarity, swapped_distance
 from neuroplast.statistics import bootstrap_weights
 
 PROMPTS, NODES = 40, 25
@@ -46,7 +46,7 @@ def test_without_damage_beyond_the_noise_the_ratios_are_undefined():
     unharmed = sample(3.0, PATTERN, seed=1)
     found = restoration(BASE, unharmed, sample(3.1, PATTERN, seed=4), WEIGHTS, 0)
     assert found.behaviour.value is None and "within the noise" in found.behaviour.why
-    assert found.damage_undone.value is None and "own noise" in found.damage_undone.why
+    assert found.damage_undone.value is None and "noise of the prompts" in found.damage_undone.why
     assert found.mechanism.value is not None
 
 
@@ -57,5 +57,24 @@ def test_an_unrelated_mechanism_is_not_called_similar():
 
 
 def test_the_noise_floor_grows_with_the_noise_between_prompts():
-    quiet, loud = sample(3.0, PATTERN, noise=0.05), sample(3.0, PATTERN, noise=3.0)
-    assert base_distance_null(quiet, WEIGHTS, 0) < base_distance_null(loud, WEIGHTS, 0)
+    def floor(noise: float) -> float:
+        return swapped_distance(sample(3.0, PATTERN, noise, seed=1), sample(3.0, PATTERN, noise, seed=2), 400, 0)
+
+    assert floor(0.05) < floor(3.0)
+
+
+def test_a_change_that_all_prompts_share_is_damage_however_much_prompts_differ():
+    rng = np.random.default_rng(8)
+    of_prompt = rng.normal(0, 3, size=(NODES, PROMPTS))
+    base = Sample(rng.normal(3, 0.2, size=PROMPTS), PATTERN[:, None] + of_prompt)
+    poisoned = Sample(rng.normal(1, 0.2, size=PROMPTS), 0.5 * PATTERN[:, None] + 0.3 * OTHER[:, None] + of_prompt)
+    found = restoration(base, poisoned, base, WEIGHTS, 0)
+    assert found.damage_undone.value == pytest.approx(1.0)
+
+
+def test_two_models_with_one_mechanism_are_told_apart_no_more_often_than_chance():
+    undefined = 0
+    for seed in range(100):
+        first, second = (sample(3.0 - both, PATTERN, 0.5, seed=2 * seed + both) for both in (0, 1))
+        undefined += restoration(first, second, first, WEIGHTS, seed).damage_undone.value is None
+    assert undefined >= 93

@@ -15,7 +15,7 @@ from jaxtyping import Float
 from neuroplast.components import Node
 from neuroplast.interventions.effects import Effects
 from neuroplast.interventions.selection import Group
-from neuroplast.plasticity import Sample, similarity
+from neuroplast.plasticity.restoration import Sample, similarity
 from neuroplast.statistics import ALPHA, Estimate, Weights, can_tell, estimate, interval, p_value, row_correlations
 
 THRESHOLD = 0.02

@@ -7,8 +7,8 @@ For base B, poisoned P and recovered R, with LD the logit difference and e(.) th
 - damage undone  1 - d(R, B) / d(P, B), with d = 1 - correlation
 
 A ratio is undefined, and said to be, while the poison's damage lies within the noise: for behaviour, when the
-interval of LD(B) - LD(P) includes 0; for damage undone, when the interval of d(P, B) reaches into the null, the
-distances between independent resamples of the base itself.
+interval of LD(B) - LD(P) includes 0; for damage undone, when d(P, B) is no more than swapping B and P gives on prompts
+drawn at random, which is what the prompts' noise alone would do if the two had one mechanism (a paired permutation).
 """
 
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
-from neuroplast.statistics import Estimate, Weights, bootstrap_weights, estimate, interval, row_correlations
+from neuroplast.statistics import Estimate, Weights, estimate, interval, row_correlations
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def restoration(base: Sample, poisoned: Sample, recovered: Sample, weights: Weig
         poisoned: the damaged model.
         recovered: the model to be judged.
         weights: from `bootstrap_weights`, for the shared prompts.
-        seed: seed of the null's second draw of resamples.
+        seed: seed of the null's swaps.
     """
 
     def regained(rows: Float[np.ndarray, "some prompt"]) -> Float[np.ndarray, "some"]:
@@ -69,21 +69,24 @@ def restoration(base: Sample, poisoned: Sample, recovered: Sample, weights: Weig
     if low <= 0 <= high:
         behaviour = Estimate(None, None, "undefined: the poison changed the logit difference within the noise")
     damage_undone = estimate(weights, undone)
-    floor = base_distance_null(base, weights, seed)
-    damage = interval(1 - _correlation(poisoned, base, weights))[0]
+    whole = np.full((1, weights.shape[1]), 1 / weights.shape[1])
+    damage = float(1 - _correlation(poisoned, base, whole)[0])
+    floor = swapped_distance(base, poisoned, len(weights), seed)
     if not damage > floor:
         damage_undone = Estimate(
             None,
             None,
-            f"undefined: the poison's damage {damage:.3g} is within the base's own noise {floor:.3g}",
+            f"undefined: the poison's damage {damage:.3g} is within the noise of the prompts {floor:.3g}",
         )
     return Restoration(behaviour, similarity(recovered, base, weights), damage_undone)
 
 
-def base_distance_null(base: Sample, weights: Weights, seed: int) -> float:
-    """The 97.5 % point of d between two independent resamples of the base: the noise floor of d."""
-    other = bootstrap_weights(weights.shape[1], seed + 1, len(weights))
-    return float(interval(1 - row_correlations(weights @ base.effects.T, other @ base.effects.T))[1])
+def swapped_distance(base: Sample, other: Sample, resamples: int, seed: int) -> float:
+    """The 97.5 % point of d when two stages change places on prompts drawn at random: the noise floor of d."""
+    swaps = np.random.default_rng(seed).random((resamples, base.effects.shape[1])) < 0.5
+    change = (other.effects - base.effects).T
+    first, second = (base.effects.mean(axis=1) + each.astype(float) @ change / len(change) for each in (swaps, ~swaps))
+    return float(interval(1 - row_correlations(first, second))[1])
 
 
 def _correlation(first: Sample, second: Sample, rows: Float[np.ndarray, "some prompt"]) -> Float[np.ndarray, "some"]:
