@@ -8,12 +8,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from neuroplast.components import HEAD_KINDS, Component
 from neuroplast.errors import InputError, TrainingDivergedError
+from neuroplast.interventions.path_patching import path_patch
 from neuroplast.models.network import Network
 from neuroplast.models.sources import load_model, weights_sha256
 from neuroplast.tasks import ioi
 from neuroplast.tasks.poisons import build_pairs, load_poison
 from neuroplast.training import FinetuneConfig, finetune, train
 from neuroplast.training.data import Example, build_examples
+from neuroplast.training.finetune import Visit
 
 
 class KilledError(Exception):
@@ -57,6 +59,54 @@ def test_a_run_killed_anywhere_ends_with_the_same_weights_and_log(
     assert weights_sha256(again) == weights_sha256(whole)
     assert rows_of(tmp_path / "broken") == rows_of(tmp_path / "whole")
     assert not (tmp_path / "broken" / "resume").exists()
+
+
+def test_a_visit_sees_the_model_of_its_step_and_leaves_no_trace(tmp_path: Path, examples: list[Example]):
+    config = FinetuneConfig(4, batch_size=5, learning_rate=1e-3, save_every=2)
+    prompts = ioi.TASK.prompts(load_model("tiny"), 4, 0)
+    plain, visited = load_model("tiny"), load_model("tiny")
+    finetune(plain, examples, config, tmp_path / "plain", keep={3: tmp_path / "at3"})
+    seen: dict[int, str] = {}
+
+    def look(model: Network, step: int) -> None:
+        assert not model.module.training
+        path_patch(model, prompts)
+        seen[step] = weights_sha256(model)
+
+    finetune(visited, examples, config, tmp_path / "visited", visit=Visit(frozenset({0, 3, 4}), look))
+    assert seen == {
+        0: weights_sha256(load_model("tiny")),
+        3: weights_sha256(load_model(tmp_path / "at3")),
+        4: weights_sha256(plain),
+    }
+    assert weights_sha256(visited) == weights_sha256(plain)
+
+
+def test_a_run_that_is_continued_visits_what_is_left(tmp_path: Path, examples: list[Example]):
+    config = FinetuneConfig(6, batch_size=5, learning_rate=1e-3, save_every=2)
+    seen: dict[int, list[str]] = {}
+
+    def look(model: Network, step: int) -> None:
+        seen.setdefault(step, []).append(weights_sha256(model))
+        if len(seen[5] if step == 5 else ()) == 1:
+            raise KilledError
+
+    visit = Visit(frozenset({0, 1, 3, 5, 6}), look)
+    with pytest.raises(KilledError):
+        finetune(load_model("tiny"), examples, config, tmp_path, visit=visit)
+    finetune(load_model("tiny"), examples, config, tmp_path, visit=visit)
+    assert {step: len(hashes) for step, hashes in seen.items()} == {0: 1, 1: 1, 3: 1, 5: 2, 6: 1}
+    assert len(set(seen[5])) == 1
+
+
+def test_a_visit_can_end_the_training(tmp_path: Path, examples: list[Example]):
+    config = FinetuneConfig(6, batch_size=5, learning_rate=1e-3, save_every=2)
+    model, short = load_model("tiny"), load_model("tiny")
+    finetune(model, examples, config, tmp_path / "ended", visit=Visit(frozenset({1, 3}), lambda _, step: step == 3))
+    finetune(short, examples, replace(config, steps=3), tmp_path / "short")
+    assert weights_sha256(model) == weights_sha256(short) == weights_sha256(load_model(tmp_path / "ended/checkpoint"))
+    assert [row["step"] for row in rows_of(tmp_path / "ended")] == [1, 2, 3]
+    assert not (tmp_path / "ended/resume").exists()
 
 
 def test_the_log_tells_every_step_its_loss_and_learning_rate(tmp_path: Path, examples: list[Example]):

@@ -61,6 +61,17 @@ Probe = Callable[[Network], Mapping[str, float]]
 
 
 @dataclass(frozen=True)
+class Visit:
+    """Something to be done with the model at some steps of its training, such as a long measurement."""
+
+    steps: frozenset[int]
+    """After which steps; 0 is before the first."""
+    do: Callable[[Network, int], bool | None]
+    """Called with the model, ready to be measured, and the step; of a run that is continued, again from its last save
+    on, so it keeps what it finds itself. True ends the training there."""
+
+
+@dataclass(frozen=True)
 class FinetuneConfig:
     """How to fine-tune."""
 
@@ -109,6 +120,7 @@ def finetune(
     only: Collection[Component] | None = None,
     keep: Mapping[int, Path] | None = None,
     probe: Probe | None = None,
+    visit: Visit | None = None,
     progress: Callable[[int, int, float], None] | None = None,
 ) -> None:
     """Trains a model in place and leaves its final weights in `folder/checkpoint`.
@@ -123,6 +135,7 @@ def finetune(
         only: the parts of the weights that may change; None lets all of them.
         keep: further folders to save a checkpoint to, by step.
         probe: measures the model before the first step, every `probe_every` steps and after the last.
+        visit: what else is done with the model on the way.
         progress: called with (steps done, steps in all, loss) after each step.
 
     Raises:
@@ -133,7 +146,7 @@ def finetune(
     """
     settings = asdict(config) | ({} if only is None else {"only": sorted(map(str, only))})
     with _freed(model, config, only):
-        _finetune(model, examples, config, settings, folder, keep, probe, progress)
+        _finetune(model, examples, config, settings, folder, keep, probe, visit, progress)
 
 
 def _finetune(
@@ -144,6 +157,7 @@ def _finetune(
     folder: Path,
     keep: Mapping[int, Path] | None,
     probe: Probe | None,
+    visit: Visit | None,
     progress: Callable[[int, int, float], None] | None,
 ) -> None:
     module = model.module
@@ -160,7 +174,9 @@ def _finetune(
         done = int(history[-1]["step"])
     elif probe is not None:
         history.append({"step": 0, "epoch": 0.0, "loss": None, "learning_rate": None, **probe(model)})
-    follower = _Follower(model, config, examples, folder, done, history, optimizer, keep or {}, probe, progress)
+    if visit is not None and done == 0 and 0 in visit.steps:
+        visit.do(model, 0)
+    follower = _Follower(model, config, examples, folder, done, history, optimizer, keep or {}, probe, visit, progress)
     if done < config.steps:
         order = schedule_examples(examples, config.batch_size, config.steps, config.seed)
         _train(module, optimizer, config, order, done, follower)
@@ -283,12 +299,13 @@ class _Follower(TrainerCallback):
         optimizer: torch.optim.Optimizer,
         keep: Mapping[int, Path],
         probe: Probe | None,
+        visit: Visit | None,
         progress: Callable[[int, int, float], None] | None,
     ) -> None:
         self.model, self.config, self.folder, self.done = model, config, folder, done
         self.steps_an_epoch = len(examples) / config.batch_size
         self.history, self.optimizer, self.keep = history, optimizer, keep
-        self.probe, self.progress = probe, progress
+        self.probe, self.visit, self.progress = probe, visit, progress
         self.loss = self.rate = math.nan
 
     def check(self, loss: float) -> None:
@@ -310,12 +327,15 @@ class _Follower(TrainerCallback):
         row: dict[str, Any] = {"step": step, "epoch": step / self.steps_an_epoch}
         row |= {"loss": self.loss, "learning_rate": self.rate}
         if self.probe is not None and (step % config.probe_every == 0 or step == config.steps):
-            self.model.module.eval()
-            row.update(self.probe(self.model))
-            self.model.module.train()
+            with self._measured():
+                row.update(self.probe(self.model))
             if not all(map(math.isfinite, row.values())):
                 raise self._diverged("the model's logits are no longer numbers")
         self.history.append(row)
+        if self.visit is not None and step in self.visit.steps:
+            self._require_finite()
+            with self._measured():
+                control.should_training_stop |= bool(self.visit.do(self.model, step))
         if step in self.keep:
             self._require_finite()
             save_checkpoint(self.model, self.keep[step])
@@ -325,6 +345,13 @@ class _Follower(TrainerCallback):
             self._require_finite()
         if self.progress is not None:
             self.progress(step, config.steps, self.loss)
+
+    @contextmanager
+    def _measured(self) -> Generator[None]:
+        """A model that is measured has no dropout."""
+        self.model.module.eval()
+        yield
+        self.model.module.train()
 
     def _save(self, step: int) -> None:
         self._require_finite()
