@@ -214,6 +214,55 @@ def training(kind: str, steps: int) -> list[dict[str, Any]]:
     return rows
 
 
+FOLLOWED = (0, 1, 4, 40)
+"""Steps at which poisoning and recovery were measured on the way."""
+ROLE = "name mover <i>"
+
+
+def trajectory(kind: str) -> dict[str, Any]:
+    """`trajectory.json`: strength falls and rises with the logit difference, a little lower on the way back."""
+    start, end = LADDER["poisoned" if kind == "recovered" else "base"], LADDER[kind]
+    points = []
+    for step in FOLLOWED:
+        logit_diff = start + (end - start) * step / FOLLOWED[-1]
+        strength = 0.5 * logit_diff - (0.25 if kind == "recovered" else 0)
+        points.append(
+            {
+                "step": step,
+                "logit_diff": judged(logit_diff),
+                "accuracy": 0.5,
+                "top1": 0.5,
+                "similarity_to_base": judged(0.5),
+                "circuit_logit_diff": judged(logit_diff / 2),
+                "circuit_faithfulness": judged(None, WHY_UNDEFINED),
+                "roles": {ROLE: {"direct": judged(strength), "total": judged(strength / 2)}},
+            }
+        )
+    return {"steps": list(FOLLOWED), "roles": {ROLE: ["a23.h3@end"]}, "points": points}
+
+
+def plasticity(stage_ids: list[str]) -> dict[str, Any]:
+    """`plasticity.json` of the recovered stages."""
+    head = {
+        "head": "a23.h3",
+        "role": ROLE,
+        "base": "helps",
+        "poisoned": "hinders",
+        "recovered": "helps",
+        "effects": [-2.97, 4.4, -2.4],
+        "changes": [{"way": "breaking", "step": 4, "to": "hinders"}, {"way": "healing", "step": 40, "to": "helps"}],
+    }
+    role = {
+        "strength": {"quantity": "direct", "sign": 1.0, "base": 2.1},
+        "coupling": judged(0.93),
+        "coupling_null": {"n": 1000, "mean": 0.31, "sd": 0.2, "p": 0.002, "effect_size": 3.1, "why": None},
+        "hysteresis": judged(-0.25),
+    }
+    times = {"logit_diff": judged(6.5), "mechanism": judged(None, "undefined: <b>within the noise</b>")}
+    found = {"half_way_steps": {"break": times, "heal": times}, "roles": {ROLE: role}, "heads": [head]}
+    return {"schema": 1, "stages": dict.fromkeys(stage_ids, found), "over_seeds": {}}
+
+
 CLAIMS = [
     {
         "id": "amplification",
@@ -276,6 +325,8 @@ def write_run(
             put(f"stages/{stage_id}/criteria.json", criteria(kind))
             save_circuit(run / f"stages/{stage_id}/circuit.json", stage_circuit(kind, model))
         put(f"stages/{stage_id}/measures.json", point)
+        if kind in ("poisoned", "recovered"):
+            put(f"stages/{stage_id}/trajectory.json", trajectory(kind))
         if kind != "base":
             put(f"stages/{stage_id}/train.jsonl", training(kind, steps), lines=True)
 
@@ -287,6 +338,7 @@ def write_run(
             add(f"{prefix}poisoned/{poison}", "poisoned", seed, 40)
             add(f"{prefix}recovered/{poison}", "recovered", seed, 40)
         add(f"{prefix}control/equal_steps", "control", seed, 40)
+    put("plasticity.json", plasticity([stage["id"] for stage in stages if stage["kind"] == "recovered"]))
     keys = ("id", "kind", "poison", "seed", "epoch", "step", "behaviour", "similarity_to_base", "restoration")
     put(
         "summary.json",

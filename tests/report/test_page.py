@@ -67,6 +67,7 @@ def test_the_page_is_under_its_size_and_beside_figures_and_tables(run: Path) -> 
     names = ["head_effects.png", "logit_diff_by_stage.png", "logit_diff_over_training.png"]
     stages = ("base", "poisoned-subject_duplication", "recovered-subject_duplication")
     names += [f"circuit-{stage}.{end}" for stage in stages for end in ("png", "svg")]
+    names += [f"trajectory-recovered-subject_duplication.{end}" for end in ("png", "svg")]
     assert sorted(path.name for path in (run / "figures").iterdir()) == sorted(names)
     starts = {"png": b"\x89PNG", "svg": b"<?xml"}
     assert all((run / "figures" / name).read_bytes().startswith(starts[name[-3:]]) for name in names)
@@ -75,7 +76,7 @@ def test_the_page_is_under_its_size_and_beside_figures_and_tables(run: Path) -> 
 def test_hostile_names_stay_text(html: str) -> None:
     page = Page(html)
     assert page.count("script") == 4
-    assert page.count("img") == 3, "one a circuit"
+    assert page.count("img") == 4, "one a circuit, and one of the way"
     assert (page.count("b"), page.count("i")) == (5, 0), "the story's numbers are bold, nothing else is"
     assert "</script><script>alert" not in html
     assert '</script><script>alert("x")</script><img src=x onerror=alert(1)>' in "".join(page.text)
@@ -94,7 +95,7 @@ def test_the_page_asks_the_network_for_nothing(html: str) -> None:
     page = Page(own)
     targets = [(a, v or "") for _, attributes in page.elements for a, v in attributes.items() if a in LOADING]
     pictures = [value for name, value in targets if name == "src"]
-    assert len(pictures) == 3 and all(value.startswith("data:image/svg+xml;base64,") for value in pictures)
+    assert len(pictures) == 4 and all(value.startswith("data:image/svg+xml;base64,") for value in pictures)
     assert {target for target in targets if target[0] != "src"} == {("href", "data:,"), ("href", "#main")}
     assert not re.search(r"https?://|url\(|@import|fetch\(|XMLHttpRequest|WebSocket|sendBeacon", own)
     policy = next(a["content"] for tag, a in page.elements if tag == "meta" and "http-equiv" in a)
@@ -197,7 +198,7 @@ def test_a_circuits_nodes_are_listed_by_strength_with_role_and_stability(html: s
 
 
 def test_the_drawings_on_the_page_are_those_in_the_folder_of_figures(reported: Path, html: str) -> None:
-    pictures = [attributes for tag, attributes in Page(html).elements if tag == "img"]
+    pictures = [attributes for tag, attributes in Page(html).elements if tag == "img"][:-1]  # the last is of the way
     names = ["base", "poisoned-subject_duplication", "recovered-subject_duplication"]
     for attributes, name in zip(pictures, names, strict=True):
         drawn = base64.b64decode((attributes["src"] or "").partition(",")[2])
@@ -220,7 +221,7 @@ def test_a_run_without_circuits_has_no_such_section(make_run: Callable[..., Path
     run = make_run(circuits=False)
     html = write_report(run).read_text(encoding="utf-8")
     assert "circuits" not in [attributes.get("id") for _, attributes in Page(html).elements]
-    assert Page(html).count("img") == 0
+    assert Page(html).count("img") == 1, "that of the way"
     assert not list((run / "figures").glob("circuit*"))
     assert "Transfer" not in section(html, "restoration"), "an earlier version's run has no such row"
 
@@ -246,7 +247,7 @@ def test_many_circuits_fold_away_and_the_page_draws_only_some(
     monkeypatch.setattr("neuroplast.report.page.SHOWN_CIRCUITS", 1)
     monkeypatch.setattr("neuroplast.report.page.DRAWN_CIRCUITS", 2)
     html = write_report(make_run()).read_text(encoding="utf-8")
-    assert Page(html).count("img") == 2
+    assert Page(html).count("img") == 2 + 1, "with that of the way"
     assert "Drawn in <code>figures/circuit-recovered-subject_duplication.svg</code>" in html
     folded = section(html, "circuits").split("Circuits of the other stages")[1]
     assert "Circuit of poisoned/subject_duplication" in folded and "Circuit of base" not in folded

@@ -1,10 +1,9 @@
 from neuroplast.study.claims import build_claims
 
 
-def view(share: str, value: float | None, localised: bool | None, p: float | None = 0.01) -> dict:
-    null = {"n": 100, "mean": 0.2, "sd": 0.1, "p": p, "effect_size": 3.0} | (
-        {} if localised is not None else {"why": "no"}
-    )
+def view(share: str, value: float | None, localised: bool | None) -> dict:
+    null = {"n": 100, "mean": 0.2, "sd": 0.1, "p": 0.01, "effect_size": 3.0, "why": None}
+    null |= {} if localised is not None else {"p": None, "why": "no"}
     return {"circuit": {share: {"value": value, "ci95": None}, "null": null, "localised": localised}}
 
 
@@ -20,8 +19,30 @@ def comparison(
     }
 
 
-def by_id(comparisons: dict) -> dict:
-    return {claim["id"]: claim for claim in build_claims(comparisons)}
+def tuned(value: float | None, localised: bool | None) -> dict:
+    null = {"n": 100, "mean": 0.2, "sd": 0.1, "p": None if localised is None else 0.01, "why": "too few"}
+    found = {"value": value, "ci95": None, "null": null, "localised": localised}
+    return {"kind": "tuned", "amplification": found if value is not None else found | {"why": "no circuit"}}
+
+
+def recovered(
+    undone: float | None, interval: tuple | None, function: tuple | None = None, random: float | None = None
+) -> dict:
+    return {
+        "kind": "recovered",
+        "restoration": {
+            "damage_undone": undone,
+            "function": None if function is None else sum(function) / 2,
+            "ci95": {"damage_undone": interval, "function": function},
+            "control": {"damage_undone": 0.9},
+            "why": {"damage_undone": "within the noise"},
+        },
+        "circuit": None if random is None else {"base_circuit": {"random": {"n": 9, "max": random}}},
+    }
+
+
+def by_id(comparisons: dict, measures: dict | None = None) -> dict:
+    return {claim["id"]: claim for claim in build_claims(measures or {}, comparisons)}
 
 
 def test_a_claim_holds_when_it_holds_at_every_stage_and_shows_the_most_damaged():
@@ -64,3 +85,42 @@ def test_weights_that_cannot_be_told_apart_are_the_reason():
     found = by_id({"poisoned/a": {"why": "its heads share outputs"}})
     assert found["localisation_stored"]["supported"] is None
     assert found["localisation_stored"]["why"] == "its heads share outputs"
+
+
+def test_amplification_is_supported_where_most_of_the_change_strengthens_the_circuit():
+    claim = by_id({}, {"tuned": tuned(0.8, True)})["amplification"]
+    assert claim["supported"] is True and claim["value"] == 0.8 and "p = 0.010" in claim["why"]
+    assert by_id({}, {"tuned": tuned(0.3, False)})["amplification"]["supported"] is False
+    assert by_id({}, {"tuned": tuned(0.3, None)})["amplification"]["why"] == "too few"
+    undecided = {"n": 100, "mean": 0.2, "sd": 0.1, "p": 0.01, "why": None}
+    unsure = {"kind": "tuned", "amplification": tuned(0.6, None)["amplification"] | {"null": undecided}}
+    claim = by_id({}, {"tuned": unsure})["amplification"]
+    assert claim["supported"] is None and "most of the change is not decided" in claim["why"]
+    nothing = by_id({}, {"tuned": tuned(None, None)})["amplification"]
+    assert nothing["supported"] is None and nothing["why"] == "no circuit"
+
+
+def test_plasticity_asks_for_most_of_the_damage_undone_and_for_the_circuit_at_work_again():
+    def verdict(*arguments) -> bool | None:
+        return by_id({}, {"recovered/a": recovered(*arguments)})["plasticity"]["supported"]
+
+    assert verdict(0.9, (0.8, 0.95), (0.4, 0.6), 0.1) is True
+    assert verdict(0.9, (0.8, 0.95)) is True  # the circuit was not tried, and this is said
+    assert verdict(0.9, (0.8, 0.95), (0.4, 0.6), 0.7) is False
+    assert verdict(0.9, (0.8, 0.95), (0.4, 0.6), 0.5) is None
+    assert verdict(0.3, (0.2, 0.4), (0.4, 0.6), 0.1) is False
+    assert verdict(0.6, (0.4, 0.8), (0.4, 0.6), 0.1) is None
+    assert verdict(None, None) is None
+
+
+def test_the_poorest_recovery_is_shown_and_one_that_failed_refutes():
+    found = by_id({}, {"recovered/a": recovered(0.9, (0.8, 0.95)), "recovered/b": recovered(0.2, (0.1, 0.3))})
+    assert found["plasticity"]["stage"] == "recovered/b" and found["plasticity"]["supported"] is False
+    assert "not measured" in found["plasticity"]["why"]
+
+
+def test_three_seeds_are_the_unit():
+    stages = {f"seed{seed}/recovered/a": recovered(0.8 + seed / 100, (0.7, 0.9)) for seed in range(3)}
+    claim = by_id({}, stages)["plasticity"]
+    assert abs(claim["value"] - 0.81) < 1e-9 and claim["ci95"][0] < 0.79
+    assert "mean over 3 seeds" in claim["why"] and set(claim["by_stage"]) == set(stages)

@@ -92,6 +92,8 @@ def test_the_run_directory_is_the_contracts(run: Path):
         assert (folder / "checkpoint" / "model.safetensors").is_file()
         assert (folder / "effects.safetensors").is_file() and (folder / "measures.json").is_file()
         assert (folder / "train.jsonl").is_file() == (stage != "base")
+        followed = stage.startswith(("poisoned", "recovered"))
+        assert (folder / "trajectory.json").is_file() == followed == (folder / "trajectory").is_dir()
     for name in ("study.toml", "manifest.json", "summary.json", "report.html", "prompts/measured.jsonl"):
         assert (run / name).is_file()
     assert list((run / "tables").glob("*.csv")) and list((run / "figures").glob("*.png"))
@@ -124,10 +126,11 @@ def test_the_summary_is_the_contracts(run: Path):
     compared = document(run / "stages/poisoned/subject_duplication/comparison.json")
     for claim in summary["claims"]:
         assert claim["why"] and (claim["supported"] is None or claim["value"] is not None)
-        if claim["id"] in ("amplification", "plasticity"):
-            assert claim["supported"] is None
-        else:
-            assert claim["by_stage"]["poisoned/subject_duplication"]["value"] == claim["value"]
+        kind = {"amplification": "tuned", "plasticity": "recovered/subject_duplication"}
+        stage = kind.get(claim["id"], "poisoned/subject_duplication")
+        assert claim["by_stage"][stage]["value"] == claim["value"]
+    tuned = document(run / "stages/tuned/measures.json")["amplification"]
+    assert summary["claims"][0]["value"] == tuned["value"] and tuned["heads"]
     assert summary["claims"][1]["value"] == compared["expressed"]["circuit"]["undone"]["value"]
     assert summary["claims"][2]["value"] == compared["stored"]["circuit"]["share"]["value"]
     of_base = load_circuit(run / "stages/base/circuit.json")
@@ -169,6 +172,31 @@ def test_a_stages_circuit_is_in_its_folder_and_held_against_the_bases(run: Path)
     inside = run_knockouts(model, prompts, [base.heads], ablation, keep=True).mean()
     whole = run_knockouts(model, prompts, [()], ablation).mean()
     assert restoration["function"] == pytest.approx(float(inside / whole), abs=1e-4)
+
+
+def test_a_followed_stage_begins_where_its_parent_ended_and_ends_where_it_ends(run: Path):
+    whole = load_measured(run / "stages/base/effects.safetensors")
+    poisoned, recovered = (
+        document(run / f"stages/{kind}/subject_duplication/trajectory.json") for kind in ("poisoned", "recovered")
+    )
+    assert poisoned["steps"] == [0, 1, 4] and poisoned["prompts"] == sorted(set(poisoned["prompts"]))
+    rows = poisoned["prompts"]
+    assert poisoned["points"][0]["logit_diff"]["value"] == pytest.approx(whole.logit_diff[rows].mean(), abs=1e-5)
+    assert poisoned["points"][0]["similarity_to_base"]["value"] == pytest.approx(1.0, abs=1e-6)
+    assert recovered["points"][0]["roles"] == poisoned["points"][-1]["roles"]
+    ended = load_measured(run / "stages/recovered/subject_duplication/effects.safetensors")
+    assert recovered["points"][-1]["logit_diff"]["value"] == pytest.approx(ended.logit_diff[rows].mean(), abs=1e-5)
+    of_base = load_circuit(run / "stages/base/circuit.json")
+    assert {head for heads in poisoned["roles"].values() for head in heads} <= set(map(str, of_base.heads))
+
+
+def test_plasticity_is_told_of_every_recovery_that_was_followed_with_its_poison(run: Path):
+    (found,) = document(run / "plasticity.json")["stages"].values()
+    assert set(found["half_way_steps"]) == {"break", "heal"}
+    for times in found["half_way_steps"].values():
+        assert all(time["value"] is not None or time["why"] for time in times.values())
+    for role in found["roles"].values():
+        assert role["coupling"]["value"] is not None and role["coupling_null"]["n"] in (0, 40)
 
 
 def test_what_is_measured_was_never_trained_on(run: Path):
@@ -213,7 +241,9 @@ def test_a_study_killed_anywhere_ends_with_the_same_summary(run: Path, tmp_path:
     assert killed.returncode == -9, killed.stderr
     assert not (out / "summary.json").exists()
     run_study(smoke(), out, Silent())
-    assert (out / "summary.json").read_bytes() == (run / "summary.json").read_bytes()
+    followed = [f"stages/{kind}/subject_duplication/trajectory.json" for kind in ("poisoned", "recovered")]
+    for name in ("summary.json", "plasticity.json", *followed):
+        assert (out / name).read_bytes() == (run / name).read_bytes()
     ours, undisturbed = document(out / "manifest.json"), document(run / "manifest.json")
     assert {name: stage["files"] for name, stage in ours["stages"].items()} == {
         name: stage["files"] for name, stage in undisturbed["stages"].items()

@@ -119,7 +119,7 @@ def draw_training(results: StudyResults) -> Figure:
             _point(axes, 0, stage.behaviour.logit_diff, style.KIND_COLOURS["base"])
     axes.set_xlabel("optimiser steps from base")
     axes.set_ylabel("logit difference")
-    _tidy(axes)
+    tidy(axes)
     if labelled:
         axes.legend(frameon=False, fontsize=8, loc="best")
     return figure
@@ -139,7 +139,7 @@ def draw_stages(results: StudyResults) -> Figure:
     axes.set_yticks(range(len(stages)), [_plain(stage.id) for stage in stages], fontsize=8)
     axes.set_ylim(len(stages) - 0.4, -0.6)
     axes.set_xlabel("logit difference (mean and 95 % bootstrap interval over prompts)", fontsize=9)
-    _tidy(axes)
+    tidy(axes)
     return figure
 
 
@@ -149,7 +149,8 @@ def _point(axes: Axes, step: int, logit_diff: Estimate, colour: str) -> None:
     axes.plot([step], [logit_diff.known], marker="o", markersize=5, color=colour)
 
 
-def _tidy(axes: Axes) -> None:
+def tidy(axes: Axes) -> None:
+    """The look that all line plots share."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(color="#dddddd", linewidth=0.6)
     axes.set_axisbelow(True)

@@ -24,7 +24,8 @@ from neuroplast.report.documents import REMEDY, Document
 from neuroplast.report.evaluation import criteria_rows
 from neuroplast.report.figures import write_figures
 from neuroplast.report.results import Estimate, Stage, StageCircuit, StudyResults, load_results
-from neuroplast.report.tables import write_tables
+from neuroplast.report.tables import write_plasticity_tables, write_tables
+from neuroplast.report.trajectories import Plasticity, load_followed, load_plasticity, write_trajectory_figures
 from neuroplast.storage import atomic_file, load_json, write_text
 
 SHOWN_FLIPS = 12
@@ -47,6 +48,15 @@ RESTORATION_MEANING = {
     "function": ("Function", "faithfulness of base's circuit inside the recovered model"),
     "transfer": ("Transfer", "faithfulness of the rediscovered circuit inside base"),
 }
+
+
+HALF_WAYS = (
+    ("break", "logit_diff", "Behaviour breaks"),
+    ("break", "mechanism", "Mechanism breaks"),
+    ("heal", "logit_diff", "Behaviour heals"),
+    ("heal", "mechanism", "Mechanism heals"),
+)
+"""The half-way steps, in the order in which they are told."""
 
 
 @dataclass(frozen=True)
@@ -110,9 +120,13 @@ def write_report(run: Path) -> Path:
     write_tables(results, run / "tables")
     write_figures(results, run / "figures")
     circuits = _shown_circuits(results, _write_drawings(results, run / "figures"))
+    ways = load_plasticity(run, results)
+    write_plasticity_tables(load_followed(run, results).values(), ways, run / "tables")
+    drawn = write_trajectory_figures(ways, run / "figures")
+    pictures = tuple((each, _data_address(drawn[each.back.id])) for each in ways)
     _write_comparisons(results, run)
     page = run / "report.html"
-    write_text(page, render_page(results, circuits))
+    write_text(page, render_page(results, circuits, pictures))
     return page
 
 
@@ -173,12 +187,17 @@ def _criteria(judged: Document) -> tuple[tuple[str, Estimate, str], ...]:
         raise InputError(f"{judged.where} is damaged ({error}); {REMEDY}") from error
 
 
-def render_page(results: StudyResults, circuits: tuple[ShownCircuit, ...] = ()) -> str:
+def render_page(
+    results: StudyResults,
+    circuits: tuple[ShownCircuit, ...] = (),
+    ways: tuple[tuple[Plasticity, str], ...] = (),
+) -> str:
     """The page as HTML.
 
     Args:
         results: the run.
         circuits: what is shown of the stages' circuits.
+        ways: how each poison broke the mechanism and how it healed, with a drawing as a `data:` address.
     """
     environment = Environment(
         loader=PackageLoader("neuroplast", "report"),
@@ -209,6 +228,8 @@ def render_page(results: StudyResults, circuits: tuple[ShownCircuit, ...] = ()) 
         prompt_groups=tuple(dict.fromkeys(name for s in order for name, _ in s.behaviour.by_group)),
         flips=tuple(StageFlips(s, sign_flips(s, results.base_of(s))) for s in order if s.kind != "base"),
         shown_flips=SHOWN_FLIPS,
+        ways=ways,
+        half_ways=HALF_WAYS,
         restored=tuple(stage for stage in order if stage.restoration),
         restoration_meaning=RESTORATION_MEANING,
         charts=charts,

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from neuroplast.report.changes import TrainingPath, head_effects, node_frequency, sign_flips, training_paths
 from neuroplast.report.results import RESTORATION_ROWS, Estimate, Stage, StudyResults, TrainingRow
+from neuroplast.report.trajectories import FollowedStage, Plasticity, plasticity_rows, trajectory_rows
 from neuroplast.storage import write_text
 
 Cell = str | float | int | None
@@ -42,6 +43,16 @@ def write_tables(results: StudyResults, folder: Path) -> None:
         [*_POINT, "node", "layer", "head", "position", "score", "role", "why", "frequency"],
         (row for point in results.points for row in _node_rows(point)),
     )
+
+
+def write_plasticity_tables(followed: Iterable[FollowedStage], found: Iterable[Plasticity], folder: Path) -> None:
+    """Writes `trajectories.csv` and `plasticity.csv` into `folder`; headers alone where nothing was followed."""
+    estimate = ["value", "low", "high"]
+    _write(
+        folder / "trajectories.csv", ["stage", "step", "role", "quantity", *estimate, "why"], trajectory_rows(followed)
+    )
+    random = ["random_mean", "random_sd", "p"]
+    _write(folder / "plasticity.csv", ["stage", "role", "quantity", *estimate, *random, "why"], plasticity_rows(found))
 
 
 _POINT = ("stage", "epoch", "step")

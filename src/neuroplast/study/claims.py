@@ -1,13 +1,17 @@
-"""The study's findings put to the test: what a comparison of base and poisoned says of where and what.
+"""The study's findings put to the test, from the numbers of its stages and their comparisons with base.
 
-Each claim has a null of its own and can come out false. The value shown is that of the stage whose logit difference the
-poison moved most; a claim holds when it holds at every stage that was compared, and `by_stage` has them all.
+Each claim has a null of its own and can come out false; it holds when it holds at every stage that it is about, and
+`by_stage` has them all. The value shown is that of one stage: of poisons, that which moved the logit difference most,
+of recoveries, the poorest. Where it was run with three seeds or more, it is the mean over them, and its interval says
+what another seed would give.
 """
 
 from collections.abc import Mapping
+from math import inf
 from typing import Any
 
-from neuroplast.statistics import ALPHA
+from neuroplast.localisation import MOST
+from neuroplast.statistics import ALPHA, FEWEST_SEEDS, is_above, over_seeds
 
 STATEMENTS = {
     "amplification": "Task fine-tuning strengthens the existing circuit",
@@ -16,56 +20,124 @@ STATEMENTS = {
     "specificity": "What the poison does not teach is spared: other tasks, and text",
     "plasticity": "Clean retraining re-forms the original mechanism",
 }
-NOT_TESTED = "not tested in this version"
 NOT_COMPARED = "no stage that differs from base was compared with it: name its kind in compare_stages"
+NO_STAGE = "the study has no such stage"
 
 UNCHANGED = {"label": "unchanged"}
 
 Document = Mapping[str, Any]
+Found = Mapping[str, dict[str, Any]]
+"""By stage, what a claim's test says there."""
 
 
-def build_claims(comparisons: Mapping[str, Document]) -> list[dict[str, Any]]:
+def build_claims(measures: Mapping[str, Document], comparisons: Mapping[str, Document]) -> list[dict[str, Any]]:
     """The claims of a study.
 
     Args:
+        measures: by stage, its final numbers.
         comparisons: by stage, its comparison with base.
     """
     reasons = [each["why"] for each in comparisons.values() if "verdict" not in each]
     comparisons = {
         name: each for name, each in comparisons.items() if each.get("verdict", UNCHANGED)["label"] != "unchanged"
     }
-    found = {
-        "localisation_expressed": {name: _localised(each["expressed"], "undone") for name, each in comparisons.items()},
-        "localisation_stored": {name: _localised(each["stored"], "share") for name, each in comparisons.items()},
+    kinds = {
+        kind: {name: each for name, each in measures.items() if each["kind"] == kind} for kind in ("tuned", "recovered")
+    }
+    found: dict[str, Found] = {
+        "amplification": {name: _amplified(each["amplification"]) for name, each in kinds["tuned"].items()},
+        "localisation_expressed": {
+            name: _of_circuit(each["expressed"], "undone") for name, each in comparisons.items()
+        },
+        "localisation_stored": {name: _of_circuit(each["stored"], "share") for name, each in comparisons.items()},
         "specificity": {name: _specific(each["spared"]) for name, each in comparisons.items()},
+        "plasticity": {name: _restored(each) for name, each in kinds["recovered"].items()},
+    }
+    shown = {
+        "amplification": _first(found["amplification"]),
+        "plasticity": min(found["plasticity"], key=lambda name: _value(found["plasticity"][name]), default=None),
     }
     most = max(comparisons, key=lambda name: abs(comparisons[name]["behaviour"]["change"]["value"]), default=None)
-    claims: list[dict[str, Any]] = []
-    for name, statement in STATEMENTS.items():
-        nothing = {"value": None, "ci95": None, "supported": None}
-        if name not in found:
-            claims.append({"id": name, "statement": statement, **nothing, "why": NOT_TESTED})
-        elif most is None:
-            claims.append({"id": name, "statement": statement, **nothing, "why": (reasons or [NOT_COMPARED])[0]})
-        else:
-            shown = found[name][most]
-            verdicts = [each["supported"] for each in found[name].values()]
-            supported = None if None in verdicts and False not in verdicts else all(verdicts)
-            stages = {"stage": most, "by_stage": found[name]}
-            claims.append({"id": name, "statement": statement, **shown, "supported": supported, **stages})
-    return claims
+    why = (reasons or [NOT_COMPARED])[0]
+    return [
+        _claim(name, mine, shown.get(name, most), NO_STAGE if name in shown else why) for name, mine in found.items()
+    ]
 
 
-def _localised(view: Document, share: str) -> dict[str, Any]:
-    """A circuit's share of the change, against matched random sets."""
-    circuit = view["circuit"]
-    value, null = circuit[share], circuit["null"]
-    claim = {"value": value["value"], "ci95": value["ci95"], "supported": circuit["localised"], "null": null}
-    if circuit["localised"] is None:
-        return claim | {"why": null.get("why") or value.get("why")}
-    said = f"share of the change; {null['n']} random sets {null['mean']:.2f} ± {null['sd']:.2f}, p = {null['p']:.3f}"
-    if not circuit["localised"] and null["p"] <= ALPHA:
-        said += "; more than random sets, but not most of the change"
+def _claim(name: str, found: Found, shown: str | None, why: str) -> dict[str, Any]:
+    claim = {"id": name, "statement": STATEMENTS[name]}
+    if shown is None:
+        return claim | {"value": None, "ci95": None, "supported": None, "why": why}
+    verdicts = [each["supported"] for each in found.values()]
+    supported = None if None in verdicts and False not in verdicts else all(verdicts)
+    claim |= found[shown] | {"supported": supported, "stage": shown, "by_stage": dict(found)}
+    same = [each["value"] for stage, each in found.items() if _without_seed(stage) == _without_seed(shown)]
+    if len(same) >= FEWEST_SEEDS and (mean := over_seeds(same)).value is not None:
+        said = f"mean over {len(same)} seeds; {shown}: {claim['why']}"
+        claim |= {"value": mean.value, "ci95": mean.ci95, "why": said}
+    return claim
+
+
+def _without_seed(stage: str) -> str:
+    first, _, rest = stage.partition("/")
+    return rest if first.startswith("seed") else stage
+
+
+def _first(found: Found) -> str | None:
+    return next(iter(found), None)
+
+
+def _value(found: Document) -> float:
+    return -inf if found["value"] is None else found["value"]
+
+
+def _restored(measures: Document) -> dict[str, Any]:
+    """The share of the mechanism's damage that is undone; and base's circuit, where it was tried, beats random ones."""
+    rows = measures["restoration"]
+    value, interval = rows["damage_undone"], rows["ci95"]["damage_undone"]
+    claim: dict[str, Any] = {"value": value, "ci95": interval}
+    if value is None or interval is None:
+        return claim | {"supported": None, "why": rows["why"]["damage_undone"]}
+    control = rows["control"]["damage_undone"]
+    said = "share of the distance to base's head effects that was closed"
+    said += "" if control is None else f"; {control:.2f} after as many clean steps without a poison"
+    verdicts = [is_above(interval, MOST)]
+    circuit = (measures["circuit"] or {}).get("base_circuit")
+    function = rows["ci95"].get("function")
+    most = circuit["random"].get("max") if circuit else None
+    if function is not None and most is not None:
+        verdicts.append(is_above(function, most))
+        said += f"; base's circuit gives {rows['function']:.2f} of the logit difference, random ones {most:.2f} at most"
+    else:
+        said += "; whether base's circuit does it again was not measured"
+    supported = False if False in verdicts else None if None in verdicts else True
+    return claim | {"supported": supported, "why": said}
+
+
+def _amplified(found: Document) -> dict[str, Any]:
+    return _localised(found, found, "the change of head effects")
+
+
+def _of_circuit(view: Document, share: str) -> dict[str, Any]:
+    return _localised(view["circuit"][share], view["circuit"])
+
+
+def _localised(found: Document, test: Document, what: str = "the change") -> dict[str, Any]:
+    """Whether a circuit has most of something, and more than matched random sets.
+
+    Args:
+        found: the circuit's share.
+        test: has `null` and `localised`.
+        what: of which it has a share.
+    """
+    null, localised = test["null"], test["localised"]
+    claim = {"value": found["value"], "ci95": found["ci95"], "supported": localised, "null": null}
+    if found["value"] is None or null["p"] is None:
+        return claim | {"why": found.get("why") or null.get("why")}
+    said = f"share of {what}; {null['n']} random sets {null['mean']:.2f} ± {null['sd']:.2f}, p = {null['p']:.3f}"
+    if localised is not True and null["p"] <= ALPHA:
+        most = "whether most of the change is not decided" if localised is None else "but not most of the change"
+        said += f"; more than random sets, {most}"
     return claim | {"why": said}
 
 

@@ -1,21 +1,25 @@
 """Measuring one stage, and what its numbers mean beside the base, the poison and the control."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from neuroplast.behaviour import measure_behaviour
+from neuroplast.circuits.circuit import Circuit
+from neuroplast.circuits.evaluate import estimate_document
 from neuroplast.comparison.compare import compare_document
 from neuroplast.components import Node
 from neuroplast.errors import StorageError, UnsupportedModelError
 from neuroplast.interventions.path_patching import path_patch
 from neuroplast.interventions.selection import Group
+from neuroplast.localisation import MatchedTest, is_localised
 from neuroplast.models.network import Network
 from neuroplast.observer import Observer
-from neuroplast.plasticity import Restoration, Sample, restoration, similarity
+from neuroplast.plasticity.amplification import growth_share, growth_test
+from neuroplast.plasticity.restoration import Restoration, Sample, restoration, similarity
 from neuroplast.statistics import Estimate, Weights, estimate_mean, interval
 from neuroplast.storage import Parts, load_tensors, write_tensors
 from neuroplast.study.circuits import Circuits, overlap_document
@@ -200,6 +204,34 @@ def _overlap(circuits: Circuits | None, of_base: Circuits | None) -> dict[str, A
         names = ("nodes_jaccard", "edges_jaccard")
         return dict.fromkeys(names) | {"ci95": {}, "why": dict.fromkeys(names, NO_CIRCUIT)}
     return overlap_document(circuits, of_base)
+
+
+def amplification_document(
+    measured: Measured, base: Measured, circuit: Circuit | None, config: StudyConfig, weights: Weights
+) -> dict[str, Any]:
+    """How much of the change of a tuned stage strengthens base's own circuit, against random sets of heads.
+
+    Args:
+        measured: the stage.
+        base: the base.
+        circuit: the base's; None where it has none, or none was looked for.
+        config: the study.
+        weights: from `bootstrap_weights`.
+    """
+    if circuit is None:
+        why = "base has no circuit: name base in circuit_stages"
+        nothing = asdict(MatchedTest(0, why=why))
+        return estimate_document(Estimate(None, None, why)) | {"heads": [], "null": nothing, "localised": None}
+    acting = {edge.source for edge in circuit.edges if edge.destination.kind == "logits"}
+    heads = [node for node in circuit.heads if node in acting]
+    share = growth_share(base.effects, measured.effects, heads, weights)
+    test = growth_test(base.effects, measured.effects, heads, share, config.compare_random, config.seeds[0])
+    return {
+        **estimate_document(share),
+        "heads": list(map(str, heads)),
+        "null": asdict(test),
+        "localised": is_localised(share, test),
+    }
 
 
 def restoration_document(

@@ -97,6 +97,14 @@ class StudyConfig(BaseModel):
     """Matched random sets of heads that the circuit's share is held against."""
     compare_battery: Count = 32
     """Prompts of each other task."""
+    follow_stages: list[Kind] = ["poisoned", "recovered"]
+    """Kinds of stages that are measured on the way of their training, too."""
+    follow_points: Annotated[int, Field(ge=2, le=1000)] = 10
+    """Steps at which they are measured: dense early, then at equal ratios."""
+    follow_prompts: Annotated[int, Field(ge=2, le=1_000_000)] = 32
+    """Prompts, of those of the study, that they are measured on."""
+    follow_random: Annotated[int, Field(ge=0, le=100_000)] = 1000
+    """Matched random sets of heads that the coupling of a role is held against."""
     device: str = "cpu"
     """`cpu`, `cuda` or `cuda:N`."""
     dtype: DType = "float32"
@@ -124,6 +132,9 @@ PRESETS: dict[str, dict[str, Any]] = {
         "compare_drift": 2,
         "compare_random": 40,
         "compare_battery": 4,
+        "follow_points": 3,
+        "follow_prompts": 8,
+        "follow_random": 40,
     },
     "quick": {},
     "paper": {
@@ -133,6 +144,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "save_every": 100,
         "probe_every": 20,
         "circuit_stages": ["base", "tuned", "poisoned", "recovered", "control"],
+        "follow_stages": ["tuned", "poisoned", "recovered", "control"],
+        "follow_points": 20,
     },
 }
 

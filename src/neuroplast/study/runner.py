@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from neuroplast.circuits.circuit import Circuit
 from neuroplast.errors import InputError, StorageError
 from neuroplast.memory import show_size
 from neuroplast.models.network import Network
@@ -40,9 +41,11 @@ from neuroplast.storage import (
 )
 from neuroplast.study.circuits import Circuits, CircuitStudy, load_circuits, summary_document
 from neuroplast.study.claims import build_claims
+from neuroplast.study.following import PLASTICITY, TRAJECTORY, FollowStudy, seeds_document
 from neuroplast.study.measure import (
     NO_CIRCUIT,
     Measured,
+    amplification_document,
     behaviour_document,
     comparison_document,
     heads_document,
@@ -102,6 +105,7 @@ class _Run:
         base = self._load(config.model)
         self.prompts = self._build_prompts(base)
         self.circuits = CircuitStudy(config, self.prompts, self._build_reference(base), observer)
+        self.following = FollowStudy(config, self.prompts, observer)
         self.names = {split: len(self.task.names(base.tokenizer, split)) for split in ("all", "train", "eval")}
         observer.say(
             f"{self.names['all']} words can be the answer and are one token for {config.model}: "
@@ -129,6 +133,7 @@ class _Run:
             started = time.monotonic()
             if self._run_stage(stage) or stage.id not in self.manifest["stages"]:
                 self._note_stage(stage, time.monotonic() - started)
+        write_json(self.out / PLASTICITY, self._plasticity())
         summary = self._summary()
         write_json(self.out / "summary.json", summary)
         self.manifest["finished"] = _now()
@@ -136,13 +141,17 @@ class _Run:
         return StudyResult(self.out, write_report(self.out), summary)
 
     def _run_stage(self, stage: Stage) -> bool:
-        measured = all((self.out / point.folder / "measures.json").is_file() for point in stage.points)
-        if measured and (stage not in self._compared() or self._comparison(stage).is_file()):
+        wanted = [self.out / point.folder / "measures.json" for point in stage.points]
+        wanted += [self._comparison(stage)] if stage in self._compared() else []
+        wanted += [self.out / stage.folder / TRAJECTORY] if stage in self._followed() else []
+        if all(path.is_file() for path in wanted):
             return False
         if stage.parent is not None:
             self._train(stage)
         for point in stage.points:
             self._measure(stage, point)
+        if stage in self._followed():
+            self._follow(stage)
         if stage in self._compared():
             self._compare(stage)
         return True
@@ -176,6 +185,7 @@ class _Run:
             folder,
             keep={point.step: self.out / point.folder / "checkpoint" for point in stage.points[:-1]},
             probe=behaviour_probe(self.prompts),
+            visit=self.following.visit(stage, folder, self._nodes_of_base()),
             progress=lambda done, total, loss: self.observer.progress("fine-tuning", done, total, f"loss {loss:.3f}"),
         )
 
@@ -206,16 +216,41 @@ class _Run:
                 lambda done, total: self.observer.progress("path patching", done, total),
             )
         if wants_circuit:
-            of_base = None if stage.kind == "base" else self._circuits_of("base")
             clean = stage.kind in ("recovered", "control")
             self.circuits.measure(
                 folder,
                 model,
-                of_base.nodes if of_base else None,
+                None if stage.kind == "base" else self._nodes_of_base(),
                 (lambda: self._load(self.out / "stages/base/checkpoint")) if clean else None,
                 sha256,
             )
         write_json(folder / "measures.json", self._measures(stage, point))
+
+    def _followed(self) -> list[Stage]:
+        """The stages that are measured on the way of their training."""
+        return [stage for stage in self.stages if stage.kind in self.config.follow_stages and stage.parent is not None]
+
+    def _follow(self, stage: Stage) -> None:
+        """Writes the means of what was measured on the way."""
+        folder = self.out / stage.folder
+        found = self.following.load(stage, folder)
+        document = self.following.trajectory_document(found, self._measured("base").effects, self._nodes_of_base())
+        write_json(folder / TRAJECTORY, {"schema": SCHEMA, "stage": stage.id} | document)
+
+    def _plasticity(self) -> dict[str, Any]:
+        """By recovered stage, and by poison over seeds, how the mechanism broke and healed."""
+        followed = {stage.id: stage for stage in self._followed()}
+        base, circuit = self._measured("base"), self._nodes_of_base()
+        stages: dict[str, dict[str, Any]] = {}
+        by_poison: dict[str, list[dict[str, Any]]] = {}
+        for stage in followed.values():
+            if stage.kind == "recovered" and stage.poison and (parent := followed.get(str(stage.parent))):
+                there, back = (self.following.load(each, self.out / each.folder) for each in (parent, stage))
+                found = self.following.plasticity_document(there, back, base.logit_diff, base.effects, circuit)
+                stages[stage.id] = {"poison": stage.poison, "seed": stage.seed} | found
+                by_poison.setdefault(stage.poison, []).append(found)
+        over_seeds = {poison: seeds_document(each) for poison, each in by_poison.items() if len(each) > 1}
+        return {"schema": SCHEMA, "task": self.config.task, "stages": stages, "over_seeds": over_seeds}
 
     def _compared(self) -> list[Stage]:
         """The stages that are compared with base."""
@@ -228,8 +263,7 @@ class _Run:
         if self._comparison(stage).is_file():
             return
         base, model = (self._load(self.out / f"stages/{each}/checkpoint") for each in ("base", stage.id))
-        of_base = self._circuits_of("base")
-        nodes = of_base.nodes if of_base else None
+        nodes = self._nodes_of_base()
         document = comparison_document(
             self.config,
             base,
@@ -278,6 +312,9 @@ class _Run:
                     "control": load_circuits(self._point_of(stage.control, point.step)),
                 },
             )
+        if stage.kind == "tuned":
+            circuit = of_base.nodes if of_base else None
+            document["amplification"] = amplification_document(measured, base, circuit, self.config, self.weights)
         if document["circuit"] is None:
             why = circuits.criteria["why"].get("circuit") if circuits else None
             document["why"] = {"circuit": why or NO_CIRCUIT}
@@ -288,6 +325,11 @@ class _Run:
 
     def _circuits_of(self, stage_id: str) -> Circuits | None:
         return load_circuits(self.out / f"stages/{stage_id}")
+
+    def _nodes_of_base(self) -> Circuit | None:
+        """The base's circuit; None where it has none, or none was looked for."""
+        of_base = self._circuits_of("base")
+        return of_base.nodes if of_base else None
 
     def _point_of(self, stage_id: str, step: int) -> Path:
         """The folder of a stage at a step: the control's ladder has the recovery's rungs."""
@@ -307,7 +349,10 @@ class _Run:
                 for stage in self.stages
                 for point in stage.points
             ],
-            "claims": build_claims({stage.id: load_json(self._comparison(stage)) for stage in self._compared()}),
+            "claims": build_claims(
+                {stage.id: load_json(self.out / stage.folder / "measures.json") for stage in self.stages},
+                {stage.id: load_json(self._comparison(stage)) for stage in self._compared()},
+            ),
         }
 
     def _build_prompts(self, model: Network) -> PromptSet:
