@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
-from neuroplast.errors import NeuroplastError
+from neuroplast.errors import InputError, NeuroplastError
 from neuroplast.memory import reuse_freed_memory
 from neuroplast.terminal import (
     build_table,
@@ -20,6 +20,7 @@ from neuroplast.terminal import (
     print_error,
     print_files,
     print_json,
+    print_repair,
     print_story,
     stderr,
     stdout,
@@ -409,6 +410,66 @@ def audit(
         n_random=n_random,
         tolerance=tolerance,
     )
+
+
+@app.command()
+def repair(
+    models: Annotated[
+        list[str], typer.Argument(metavar="[BASE] POISONED", help="The damaged checkpoint, after the base.")
+    ],
+    out: Annotated[Path, typer.Option(help="Folder of the mended checkpoint; the same command continues.")],
+    task: Task = "ioi",
+    strategy: Annotated[str, typer.Option(help="auto (the cheapest that does it), graft, masked or full.")] = "auto",
+    target: Annotated[float, typer.Option(help="How far it has to be back: 1 is as base.")] = 0.9,
+    n_prompts: Annotated[int, typer.Option(help="Held-out prompts to choose on, and as many to judge on.")] = 64,
+    n_train: Annotated[int, typer.Option(help="Clean examples to retrain on.")] = 512,
+    steps: Annotated[int, typer.Option(help="Most optimizer steps of a retraining.")] = 80,
+    batch_size: Annotated[int, typer.Option(help="Examples a step.")] = 16,
+    learning_rate: Annotated[float | None, typer.Option(help="Default: one that suits the base.")] = None,
+    n_battery: Annotated[int, typer.Option(help="Prompts of each other task checked for new damage.")] = 32,
+    seed: Annotated[int, typer.Option(help="Prompts, examples and their order.")] = 0,
+    memory: Memory = None,
+    device: Device = "cpu",
+    dtype: Dtype = "float32",
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Mend a damaged checkpoint at the least cost; exit 3 where the target was not reached.
+
+    Without BASE there is clean retraining only, and what was lost is unknown: the target is then the share of held-out
+    prompts that are right.
+    """
+    from neuroplast.progress import Progress
+    from neuroplast.repair import RepairConfig, require_reached, run_repair
+
+    if len(models) > 2:
+        raise InputError(
+            f"repair takes the damaged checkpoint, after the base where there is one; got {len(models)} models"
+        )
+    config = RepairConfig(
+        poisoned=models[-1],
+        base=models[0] if len(models) > 1 else None,
+        task=task,
+        strategy=strategy,  # pyright: ignore[reportArgumentType] - checked there
+        target=target,
+        n_prompts=n_prompts,
+        n_train=n_train,
+        steps=steps,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        n_battery=n_battery,
+        seed=seed,
+        device=device,
+        dtype=dtype,  # pyright: ignore[reportArgumentType]
+    )
+    with Progress(stderr, quiet or as_json) as progress:
+        document = run_repair(config, out, progress, memory=memory)
+    if as_json:
+        print_json(document)
+    else:
+        print_repair(document)
+        print_files(document["files"])
+    require_reached(document)
 
 
 @app.command()

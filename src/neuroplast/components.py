@@ -139,6 +139,11 @@ class Component:
             return letters[self.kind].format(self.layer)
         return {"embedding": "input", "unembedding": "logits"}.get(self.kind, self.kind)
 
+    @property
+    def part(self) -> str:
+        """The part of the model that it belongs to: its head, or itself."""
+        return str(self) if self.head is None else f"a{self.layer}.h{self.head}"
+
 
 def is_receiver(node: Node) -> bool:
     """Whether a node names an input of the model's parts: a head's q, k or v, an MLP, or the logits."""

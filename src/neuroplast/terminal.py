@@ -151,3 +151,31 @@ def print_comparison(document: dict[str, Any]) -> None:
     if table.row_count:
         stdout.print(table)
     stdout.print(f"[bold]{document['verdict']['label']}[/]: {escape(document['verdict']['statement'])}")
+
+
+SHOWN_OF_A_STRATEGY = 4
+"""The last models that were tried of each strategy: those around the target."""
+
+
+def print_repair(document: dict[str, Any]) -> None:
+    """What was tried, what it cost and gave, and what became of other tasks."""
+    table = build_table("strategy", "parts", "weights", "steps", "examples", "back", "LD", "undone [95 %]")
+    for strategy in dict.fromkeys(each["strategy"] for each in document["frontier"]):
+        tried = [each for each in document["frontier"] if each["strategy"] == strategy]
+        for each in tried[-SHOWN_OF_A_STRATEGY:]:
+            cost, found = each["cost"], each["restored"]
+            score = "–" if found["score"] is None else f"{found['score']:.0%}"
+            parts = "all" if cost["n_parts"] is None else str(cost["n_parts"])
+            counted = (f"{cost['parameters_share']:.1%}", str(cost["steps"]), str(cost["examples"]))
+            undone = _with_interval(found["damage_undone"], found["ci95"]["damage_undone"])
+            table.add_row(strategy, parts, *counted, score, f"{found['logit_diff']['value']:.2f}", undone)
+    if table.row_count:
+        stdout.print(table)
+    for name, each in (document.get("spared") or {}).items():
+        if "mended" in each:
+            before = f", before mending {each['poisoned']['status']}" if "poisoned" in each else ""
+            kept = _with_interval(each["mended"]["kept"]["value"], each["mended"]["kept"]["ci95"])
+            stdout.print(f"{name}: {each['mended']['status']}{before}; kept {kept}", style="dim", markup=False)
+    stdout.print(document["statement"], markup=False)
+    if document.get("new_damage"):
+        stdout.print(f"New damage: {', '.join(document['new_damage'])}.", style="bold red", markup=False)

@@ -10,7 +10,7 @@ ratio of means; shares add up to 1 but for the quadrature's error. Beside them s
 - grafts: what putting the weights of `start` into `end` really undoes, part after part in the order of the ledger.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,7 +19,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from neuroplast.comparison.ends import Curve, Ends, random_orders
-from neuroplast.components import HEAD_KINDS, Kind, Node
+from neuroplast.components import HEAD_KINDS, Component, Kind, Node
 from neuroplast.interventions.chunks import Progress
 from neuroplast.interventions.grafting import graft
 from neuroplast.interventions.ledger import Ledger, build_ledger
@@ -55,6 +55,19 @@ class Split:
     def by_part(self) -> Float[Tensor, "part prompt"]:
         """What each part adds to LD, from start to end."""
         return torch.stack([self.ledger.shares[list(rows)].sum(dim=0) for rows in self.members.values()])
+
+    def ranked_parts(self, known: Container[Component]) -> dict[str, tuple[Component, ...]]:
+        """The parts that have weights, what adds most to the change first, with their components.
+
+        Args:
+            known: the components that have weights of their own.
+        """
+        toward = self.by_part.mean(dim=1) * self.ledger.change.mean().sign()
+        found: dict[str, tuple[Component, ...]] = {}
+        for name, _ in sorted(zip(self.members, toward.tolist(), strict=True), key=lambda each: -each[1]):
+            mine = tuple(each for row in self.members[name] if (each := self.ledger.components[row]) in known)
+            found |= {name: mine} if mine else {}
+        return found
 
     @property
     def gini(self) -> float | None:
@@ -150,9 +163,8 @@ def split_change(ends: Ends, name: str) -> Split:
     ledger = Ledger(components, saved["shares"], saved["start"], saved["end"], int(saved["points"][0]))
     members: dict[str, list[int]] = {}
     for row, component in enumerate(components):
-        whole = str(component) if component.head is None else str(Node("head", component.layer, component.head))
-        members.setdefault(whole, []).append(row)
-    return Split(ledger, {whole: tuple(rows) for whole, rows in members.items()})
+        members.setdefault(component.part, []).append(row)
+    return Split(ledger, {part: tuple(rows) for part, rows in members.items()})
 
 
 def _of_heads(ledger: Ledger, heads: Sequence[Node]) -> Float[Tensor, "prompt"]:
@@ -180,12 +192,8 @@ def _grafts(
     ends: Ends, split: Split, heads: Sequence[Node], seed: int
 ) -> tuple[dict[str, Estimate], tuple[Curve, ...]]:
     """What weights of `start` undo in `end`."""
-    with_weights, ledger = WeightMap(ends.start).pieces(), split.ledger
-    owned = {name: [ledger.components[row] for row in rows] for name, rows in split.members.items()}
-    owned = {name: [each for each in mine if each in with_weights] for name, mine in owned.items()}
-    owned = {name: mine for name, mine in owned.items() if mine}
-    worth = dict(zip(split.members, (split.by_part.mean(dim=1) * ledger.change.mean().sign()).tolist(), strict=True))
-    ranked, names = sorted(owned, key=lambda name: -worth[name]), list(owned)
+    owned = split.ranked_parts(WeightMap(ends.start).pieces())
+    ranked, names = list(owned), [name for name in split.members if name in owned]
     orders = [ranked, *([names[at] for at in order] for order in random_orders(len(names), RANDOM_GRAFTS, seed))]
     sizes = tuple(size for size in CURVE_SIZES if size < len(owned))
     wanted = {
@@ -202,7 +210,7 @@ def _grafts(
         return {"effects": found.effects}
 
     def share(effects: Tensor) -> Estimate:
-        return ends.share(-effects, ledger.change)
+        return ends.share(-effects, split.ledger.change)
 
     effects = ends.made("grafting", measure)["effects"]
     by_order = effects[len(wanted) :].view(len(orders), len(sizes), -1)
