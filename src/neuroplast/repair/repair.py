@@ -25,9 +25,9 @@ from neuroplast.models.weights import WeightMap, choose_pieces, grafted
 from neuroplast.observer import Observer, Silent
 from neuroplast.repair.check import check_battery, new_damage
 from neuroplast.repair.restored import NO_BASE, Judge, Restored
-from neuroplast.repair.strategies import Candidate, Ranking, grafts, rank_by_gradient, rank_by_ledger, retrain
+from neuroplast.repair.strategies import BEST, Candidate, Ranking, grafts, rank_by_gradient, rank_by_ledger, retrain
 from neuroplast.report.repair import REPAIR_FILES, write_repair_report
-from neuroplast.storage import Parts, is_begun, load_json, make_folder, write_json
+from neuroplast.storage import Parts, atomic_file, is_begun, load_json, make_folder, write_json
 from neuroplast.subject import require_whole, versions
 from neuroplast.tasks import build_prompt_set, load_task
 from neuroplast.tasks.poisons import build_pairs
@@ -240,10 +240,10 @@ class _Repair:
                 with grafted(self.poisoned, self.base, pieces):
                     save_checkpoint(self.poisoned, ready)
             else:
-                shutil.copytree(self.out / WORK / chosen.strategy / "checkpoint", ready)
+                shutil.copytree(self.out / WORK / chosen.strategy / BEST, ready)
         for path in sorted(ready.iterdir(), key=lambda path: (path.suffix == ".safetensors", path.name)):
-            shutil.copyfile(path, self.out / f"{path.name}.partial")
-            (self.out / f"{path.name}.partial").replace(self.out / path.name)
+            with atomic_file(self.out / path.name) as temporary:
+                shutil.copyfile(path, temporary)
 
     def _document(self, chosen: Candidate | None, tried: Sequence[Candidate]) -> dict[str, Any]:
         whole = sum(weight.numel() for weight in self.poisoned.module.parameters())
@@ -260,7 +260,7 @@ class _Repair:
             return document
         mended = self.config.load(str(self.out), self.observer)
         others = self._judge(self.config.prompts(mended, self.config.seed + OTHER_PROMPTS), "judged on")
-        found, reached = others.judge("mended", mended), chosen.reaches(self.config.target)
+        found, reached = others.judge("mended", mended), chosen.score >= self.config.target
         document |= {
             "strategy": chosen.strategy,
             "reached": reached,
@@ -289,11 +289,11 @@ class _Repair:
 
 def choose(tried: Sequence[Candidate], target: float) -> Candidate:
     """The cheapest that reaches the target; where none does, the one that comes nearest."""
-    known = [(each.restored.score, each) for each in tried if each.restored.score is not None]
+    known = [each for each in tried if each.restored.score is not None]
     if not known:
         raise InputError("no mended model could be judged: the damage is within the noise of the prompts; take more")
-    reaching = [each for score, each in known if score >= target]
-    return min(reaching, key=lambda each: each.cost) if reaching else max(known, key=lambda pair: pair[0])[1]
+    reaching = [each for each in known if each.score >= target]
+    return min(reaching, key=lambda each: each.cost) if reaching else max(known, key=lambda each: each.score)
 
 
 def _statement(chosen: Candidate, whole: int, found: Restored, target: float) -> str:
@@ -304,12 +304,11 @@ def _statement(chosen: Candidate, whole: int, found: Restored, target: float) ->
         "masked": f"{chosen.steps} clean steps of {len(chosen.parts or ())} parts ({share})",
         "full": f"{chosen.steps} clean steps of all weights",
     }[chosen.strategy]
-    what = "of held-out prompts right" if found.mechanism.why == NO_BASE else "of what was lost is back"
-    said = "undefined" if found.score is None else f"{found.score:.0%} {what}"
-    if chosen.reaches(target):
-        return f"Mended by {chosen.strategy}: {did}; on other prompts, {said}."
-    best = f"{chosen.restored.score or 0:.0%}"
-    return f"Not mended: the best was {chosen.strategy}, {did}, with {best} where the target is {target:.0%}."
+    what = "of held-out prompts are right" if found.mechanism.why == NO_BASE else "of what was lost is back"
+    said = f"on other prompts, {'an undefined share' if found.score is None else f'{found.score:.0%}'} {what}."
+    if chosen.score >= target:
+        return f"Mended by {chosen.strategy}: {did}; {said}"
+    return f"Not mended: {chosen.score:.0%} where the target is {target:.0%}, by {chosen.strategy}: {did}; {said}"
 
 
 def _restored_document(found: Restored) -> dict[str, Any]:

@@ -12,6 +12,7 @@ Retraining is judged at steps that are dense early, and ends at the first that r
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 
 import torch
@@ -28,8 +29,9 @@ from neuroplast.plasticity.trajectory import build_schedule
 from neuroplast.repair.restored import Judge, Restored
 from neuroplast.storage import load_jsonl
 from neuroplast.training.data import Example, collate
-from neuroplast.training.finetune import FinetuneConfig, Visit, finetune
+from neuroplast.training.finetune import FinetuneConfig, Visit, finetune, save_checkpoint
 
+BEST = "best"
 POINTS = 12
 """Steps at which a retraining is judged at most, with the one before the first."""
 GRADIENT_EXAMPLES = 128
@@ -53,9 +55,10 @@ class Candidate:
     restored: Restored
     """How far it is back."""
 
-    def reaches(self, target: float) -> bool:
-        """Whether it is back as far as is wanted."""
-        return self.restored.score is not None and self.restored.score >= target
+    @property
+    def score(self) -> float:
+        """How far it is back; below everything where that is undefined."""
+        return -inf if self.restored.score is None else self.restored.score
 
     @property
     def cost(self) -> tuple[int, int, int]:
@@ -161,7 +164,7 @@ def grafts(judge: Judge, base: Network, ranking: Ranking, target: float, observe
                 restored = judge.judge(f"graft {k}", judge.poisoned)
             parameters = count_weights(base, chosen.components)
             tried[k] = Candidate("graft", tuple(chosen.parts), parameters, 0, 0, restored)
-        return tried[k].reaches(target)
+        return tried[k].score >= target
 
     low, high = 0, 1
     while not reaches(high) and high < most:
@@ -190,7 +193,7 @@ def retrain(
         model: the damaged model; it is trained in place.
         examples: clean examples.
         config: how to train, for how long at most.
-        folder: the training's folder; the weights of the last candidate are in its `checkpoint`.
+        folder: the training's folder; the weights of the candidate with the highest score are in its `best`.
         parts: what may change; None lets everything.
         target: the score that is enough.
         observer: is told how it goes.
@@ -205,13 +208,19 @@ def retrain(
         restored = judge.judge(f"{strategy} {step}", network)
         return Candidate(strategy, names, parameters, step, seen, restored)
 
+    def look(network: Network, step: int) -> bool:
+        scores = {each: candidate(each, network).score for each in steps if each <= step}
+        if max(scores, key=lambda each: scores[each]) == step:
+            save_checkpoint(network, folder / BEST)
+        return scores[step] >= target
+
     finetune(
         model,
         examples,
         config,
         folder,
         only=only,
-        visit=Visit(frozenset(steps), lambda network, step: candidate(step, network).reaches(target)),
+        visit=Visit(frozenset(steps), look),
         progress=lambda done, total, loss: observer.progress(f"{strategy} retraining", done, total, f"loss {loss:.3f}"),
     )
     # What was judged before an interruption is kept, and read here.
