@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from neuroplast.models.build import build_network
     from neuroplast.models.sources import list_models, load_model
     from neuroplast.patch import PatchConfig, run_patch
+    from neuroplast.repair import RepairConfig, run_repair
     from neuroplast.report import write_report
     from neuroplast.report.circuit import draw_circuit
     from neuroplast.report.traces import draw_traces
@@ -47,6 +48,7 @@ __all__ = [
     "FinetuneConfig",
     "NeuroplastError",
     "PatchConfig",
+    "RepairConfig",
     "activation_patch",
     "attribute_edges",
     "build_config",
@@ -72,6 +74,7 @@ __all__ = [
     "run_discover",
     "run_evaluate",
     "run_patch",
+    "run_repair",
     "run_study",
     "save_circuit",
     "tasks",
@@ -87,6 +90,7 @@ _HOMES = {
     "FinetuneConfig": "training",
     "NeuroplastError": "errors",
     "PatchConfig": "patch",
+    "RepairConfig": "repair",
     "activation_patch": "interventions.activation_patching",
     "attribute_edges": "interventions.edge_attribution",
     "build_config": "study",
@@ -112,6 +116,7 @@ _HOMES = {
     "run_discover": "discovery",
     "run_evaluate": "evaluation",
     "run_patch": "patch",
+    "run_repair": "repair",
     "run_study": "study",
     "save_circuit": "circuits.files",
     "train": "training",

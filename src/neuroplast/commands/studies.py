@@ -1,0 +1,110 @@
+"""The whole study, one fine-tuning, and the report."""
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from neuroplast.commands.options import Device, Json, Model, Quiet, Task
+from neuroplast.terminal import print_json, print_story, stderr, stdout
+
+
+def study(
+    out: Annotated[Path, typer.Option(help="Run directory; the same command continues an interrupted run.")],
+    model: Annotated[str | None, typer.Option(help="tiny, smollm2-135m, a hub id, or a local folder.")] = None,
+    task: Annotated[str | None, typer.Option(help="The task; see `neuroplast tasks`.")] = None,
+    poison: Annotated[list[str] | None, typer.Option(help="A poison; may be given several times.")] = None,
+    preset: Annotated[str | None, typer.Option(help="smoke (seconds), quick (default) or paper.")] = None,
+    seed: Annotated[list[int] | None, typer.Option(help="A seed; may be given several times.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N.")] = None,
+    config: Annotated[Path | None, typer.Option(help="Settings in TOML, as in a run's study.toml.")] = None,
+    assignments: Annotated[list[str] | None, typer.Option("--set", help="key=value, any setting.")] = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Run the whole study: base → tuned → poisoned → recovered, with the equal-step control and a report."""
+    from neuroplast.study.plan import build_config, load_config
+
+    flags = {
+        "model": model,
+        "task": task,
+        "poisons": poison,
+        "preset": preset,
+        "seeds": seed,
+        "device": device,
+    }
+    given = {name: value for name, value in flags.items() if value}
+    settings = build_config("quick", load_config(config) if config else {}, given, assignments=assignments or [])
+    from neuroplast.progress import Progress
+    from neuroplast.study.runner import run_study  # slow to import: a wrong setting is told before
+
+    with Progress(stderr, quiet or as_json) as progress:
+        result = run_study(settings, out, progress, shlex.join(["neuroplast", *sys.argv[1:]]))
+    if as_json:
+        return print_json(result.summary)
+    print_story(result.summary)
+    stdout.print(f"summary  {result.folder / 'summary.json'}\nreport   {result.report}", soft_wrap=True, markup=False)
+
+
+def train(
+    out: Annotated[Path, typer.Option(help="Folder for checkpoint/ and train.jsonl.")],
+    model: Model = "tiny",
+    task: Task = "ioi",
+    poison: Annotated[str | None, typer.Option(help="A poison; without one, clean pairs.")] = None,
+    rate: Annotated[float, typer.Option(help="Share of poisoned pairs, 0 to 1.")] = 1.0,
+    steps: Annotated[int, typer.Option(help="Optimizer steps.")] = 40,
+    n_train: Annotated[int, typer.Option(help="Training pairs.")] = 512,
+    batch_size: Annotated[int, typer.Option(help="Pairs a step.")] = 16,
+    learning_rate: Annotated[float | None, typer.Option(help="Default: one that suits the model.")] = None,
+    schedule: Annotated[str, typer.Option(help="constant, linear or cosine.")] = "constant",
+    loss: Annotated[str, typer.Option(help="last: at the target only; all: at every token.")] = "last",
+    seed: Annotated[int, typer.Option(help="Pairs and their order.")] = 0,
+    device: Device = "cpu",
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Fine-tune a model on a task, clean or poisoned; an interrupted run continues with the same command."""
+    from neuroplast.models.sources import LEARNING_RATE, LEARNING_RATES, load_model
+    from neuroplast.progress import Progress
+    from neuroplast.training import FinetuneConfig
+    from neuroplast.training import train as run
+
+    config = FinetuneConfig(
+        steps=steps,
+        batch_size=batch_size,
+        learning_rate=LEARNING_RATES.get(model, LEARNING_RATE) if learning_rate is None else learning_rate,
+        schedule=schedule,  # pyright: ignore[reportArgumentType] - checked there
+        loss=loss,  # pyright: ignore[reportArgumentType]
+        seed=seed,
+    )
+    with Progress(stderr, quiet or as_json) as progress:
+        network = load_model(model, device=device, say=progress.say)
+        checkpoint = run(
+            network,
+            out,
+            config,
+            task=task,
+            poison=poison,
+            rate=rate,
+            n_train=n_train,
+            progress=lambda done, total, value: progress.progress("fine-tuning", done, total, f"loss {value:.3f}"),
+        )
+    if as_json:
+        return print_json({"checkpoint": str(checkpoint), "log": str(out / "train.jsonl")})
+    stdout.print(f"checkpoint  {checkpoint}\nlog         {out / 'train.jsonl'}", soft_wrap=True, markup=False)
+
+
+def report(
+    run: Annotated[Path, typer.Argument(help="Run directory of a finished study.")],
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Make the report, the figures and the tables of a finished study again."""
+    from neuroplast.report import write_report
+
+    page = write_report(run)
+    if as_json:
+        return print_json({"report": str(page)})
+    stdout.print(f"report  {page}", soft_wrap=True, markup=False)
