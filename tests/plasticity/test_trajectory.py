@@ -86,7 +86,7 @@ def test_heads_that_hinder_are_asked_how_they_copy_negatively(model, prompts, po
 
 
 def test_without_a_circuit_there_are_behaviour_and_effects_alone(model, prompts):
-    assert set(measure_point(model, prompts, None)) == {"effects", "logit_diff", "answer_top1"}
+    assert set(measure_point(model, prompts, None)) == {"effects", "logit_diff"}
 
 
 def test_a_trajectory_read_back_has_every_step_and_sums_the_direct_effects(model, prompts, circuit, point, tmp_path):

@@ -231,7 +231,6 @@ def trajectory(kind: str) -> dict[str, Any]:
                 "step": step,
                 "logit_diff": judged(logit_diff),
                 "accuracy": 0.5,
-                "top1": 0.5,
                 "similarity_to_base": judged(0.5),
                 "circuit_logit_diff": judged(logit_diff / 2),
                 "circuit_faithfulness": judged(None, WHY_UNDEFINED),

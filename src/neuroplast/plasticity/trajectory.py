@@ -1,6 +1,6 @@
 """What is measured of a mechanism at one step of a model's training, and the steps of a training put together.
 
-At every step, prompt by prompt: behaviour; the direct effect of every head on the logits (path patching at END); and of
+At every step, prompt by prompt: LD; the direct effect of every head on the logits (path patching at END); and of
 the circuit that was found in base, whose heads and roles are held fixed,
 
 - **total**, by role: how much of LD is lost when all heads of the role give what they give in the counterfactual run,
@@ -23,7 +23,6 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from neuroplast.behaviour import measure_behaviour
 from neuroplast.circuits.circuit import Circuit
 from neuroplast.circuits.copying import copy_shares
 from neuroplast.circuits.head_measures import measure_on_task
@@ -95,15 +94,11 @@ def measure_point(
         memory: bound on the process's memory, such as `4GiB`; None takes what is free.
 
     Returns:
-        `effects` (layer, head, prompt), and by prompt `logit_diff`, `answer_top1`, `circuit`, and one of
-        `total/<role>`, `attention/<role>`, `copying/<role>` where there is such a thing.
+        `effects` (layer, head, prompt), and by prompt `logit_diff`, `circuit`, and `total/<role>`, `attention/<role>`,
+        `copying/<role>` where there is such a thing.
     """
-    behaviour = measure_behaviour(model, prompts)
-    found = {
-        "effects": path_patch(model, prompts, memory=memory).by_head(),
-        "logit_diff": behaviour.logit_diff,
-        "answer_top1": behaviour.answer_top1.float(),
-    }
+    heads = path_patch(model, prompts, memory=memory)
+    found = {"effects": heads.by_head(), "logit_diff": heads.clean}
     if circuit is None:
         return found
     ablation = build_ablation(model, prompts, "counterfactual")
@@ -136,8 +131,6 @@ class Trajectory:
     """The measured steps, rising, from 0."""
     logit_diff: Float[np.ndarray, "point prompt"]
     """LD at each."""
-    answer_top1: Float[np.ndarray, "point prompt"]
-    """1 where the answer is the most likely token."""
     effects: Float[np.ndarray, "point layer head prompt"]
     """Direct effect of every head on the logits; negative: it helps."""
     circuit: Float[np.ndarray, "point prompt"] | None
@@ -175,7 +168,7 @@ class TrajectoryFolder:
                 raise StorageError(f"{path} is missing: remove {self.folder.parent}, then run the same command again")
             points.append({key: values.double().numpy() for key, values in load_tensors(path).items()})
         common = [key for key in points[0] if all(key in point for point in points)]
-        if not {"logit_diff", "effects", "answer_top1"} <= set(common):
+        if not {"logit_diff", "effects"} <= set(common):
             raise StorageError(
                 f"{self.folder} is damaged: remove {self.folder.parent}, then run the same command again"
             )
@@ -184,7 +177,6 @@ class TrajectoryFolder:
         return Trajectory(
             np.array(steps),
             stacked["logit_diff"],
-            stacked["answer_top1"],
             stacked["effects"],
             stacked.get(CIRCUIT),
             roles,

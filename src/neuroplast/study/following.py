@@ -119,7 +119,6 @@ class FollowStudy:
                 "step": int(step),
                 "logit_diff": estimate_document(estimate_mean(self.weights, found.logit_diff[row])),
                 "accuracy": float((found.logit_diff[row] > 0).mean()),
-                "top1": float(found.answer_top1[row].mean()),
                 "similarity_to_base": estimate_document(estimate(self.weights, like_base[row])),
                 "circuit_logit_diff": estimate_document(
                     Estimate(None, None, NO_CIRCUIT)

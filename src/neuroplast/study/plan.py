@@ -99,9 +99,9 @@ class StudyConfig(BaseModel):
     """Prompts of each other task."""
     follow_stages: list[Kind] = ["poisoned", "recovered"]
     """Kinds of stages that are measured on the way of their training, too."""
-    follow_points: Annotated[int, Field(ge=2, le=1000)] = 10
+    follow_points: Annotated[int, Field(ge=2, le=1000)] = 9
     """Steps at which they are measured: dense early, then at equal ratios."""
-    follow_prompts: Annotated[int, Field(ge=2, le=1_000_000)] = 32
+    follow_prompts: Annotated[int, Field(ge=2, le=1_000_000)] = 24
     """Prompts, of those of the study, that they are measured on."""
     follow_random: Annotated[int, Field(ge=0, le=100_000)] = 1000
     """Matched random sets of heads that the coupling of a role is held against."""

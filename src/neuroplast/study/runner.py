@@ -131,6 +131,7 @@ class _Run:
         for index, stage in enumerate(self.stages):
             self.observer.stage(stage.id, index, len(self.stages))
             started = time.monotonic()
+            self.following.seconds = 0.0
             if self._run_stage(stage) or stage.id not in self.manifest["stages"]:
                 self._note_stage(stage, time.monotonic() - started)
         write_json(self.out / PLASTICITY, self._plasticity())
@@ -430,9 +431,10 @@ class _Run:
 
     def _note_stage(self, stage: Stage, seconds: float) -> None:
         folder = self.out / stage.folder
-        noted = self.manifest["stages"].get(stage.id, {"seconds": 0.0})
+        noted = self.manifest["stages"].get(stage.id, {"seconds": 0.0, "following_seconds": 0.0})
         self.manifest["stages"][stage.id] = {
             "seconds": round(noted["seconds"] + seconds, 1),
+            "following_seconds": round(noted["following_seconds"] + self.following.seconds, 1),
             "files": {
                 file.name: hash_file(file)
                 for file in (
