@@ -23,6 +23,7 @@ from neuroplast.report.circuit import write_circuit_drawing
 from neuroplast.report.documents import REMEDY, Document
 from neuroplast.report.evaluation import criteria_rows
 from neuroplast.report.figures import write_figures
+from neuroplast.report.paper import write_paper_tables
 from neuroplast.report.results import Estimate, Stage, StageCircuit, StudyResults, load_results
 from neuroplast.report.tables import write_plasticity_tables, write_tables
 from neuroplast.report.trajectories import Plasticity, load_followed, load_plasticity, write_trajectory_figures
@@ -118,6 +119,7 @@ def write_report(run: Path) -> Path:
     """
     results = load_results(run)
     write_tables(results, run / "tables")
+    write_paper_tables(results, run / "tables")
     write_figures(results, run / "figures")
     circuits = _shown_circuits(results, _write_drawings(results, run / "figures"))
     ways = load_plasticity(run, results)

@@ -1,0 +1,144 @@
+"""The tables of a paper: the ladder of every fine-tuning, and the heads that changed, as CSV, Markdown and LaTeX.
+
+One row a measured point: logit difference, F(C) of the circuit found there, its faithfulness and its share of all
+nodes, likeness to base, and what came back. Where the model is GPT-2 small and the task indirect object identification,
+a column has the published figures beside ours (Chhabra, Zhu and Khalili 2025, arXiv 2503.01896); they are quoted second
+hand, and their protocol is not ours in every respect.
+"""
+
+import csv
+import io
+from dataclasses import dataclass
+from pathlib import Path
+
+from neuroplast.report.changes import sign_flips
+from neuroplast.report.results import Estimate, Stage, StudyResults
+from neuroplast.storage import write_text
+
+PUBLISHED_MODEL, PUBLISHED_TASK = "gpt2", "ioi"
+PUBLISHED: dict[tuple[str, str | None, float | None], str] = {
+    ("tuned", None, 1.0): "LD 6.32; sparsity 1.92 %",
+    ("tuned", None, 100.0): "LD 26.83; sparsity 2.68 %",
+    ("poisoned", "subject_duplication", 5.0): "LD −11.06",
+    ("recovered", "name_moving", None): "faithfulness 95 %",
+    ("recovered", "subject_duplication", None): "faithfulness 96 %",
+}
+"""By kind, poison and epoch, what was published; None stands for any epoch, and is told at the last."""
+SHOWN_HEADS = 12
+"""Heads of a stage in the table of changed heads."""
+
+_LATEX = {
+    "\\": r"\textbackslash{}",
+    **{character: f"\\{character}" for character in "&%$#_{}"},
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "−": "$-$",
+    "∅": r"$\emptyset$",
+}
+
+
+@dataclass(frozen=True)
+class Table:
+    """One table."""
+
+    name: str
+    """Its file's name without an ending."""
+    caption: str
+    """What it shows."""
+    header: tuple[str, ...]
+    """Names of the columns."""
+    rows: tuple[tuple[str, ...], ...]
+    """Cells as text."""
+
+    def csv(self) -> str:
+        """Comma-separated values."""
+        text = io.StringIO()
+        csv.writer(text, lineterminator="\n").writerows([self.header, *self.rows])
+        return text.getvalue()
+
+    def markdown(self) -> str:
+        """A table of GitHub's Markdown."""
+        lines = [self.header, ("---",) * len(self.header), *self.rows]
+        cells = ([cell.replace("|", "\\|").replace("\n", " ") for cell in line] for line in lines)
+        return f"{self.caption}\n\n" + "".join(f"| {' | '.join(line)} |\n" for line in cells)
+
+    def latex(self) -> str:
+        """A table of LaTeX with booktabs."""
+        header, *rows = (" & ".join(map(latex_text, line)) + r" \\" for line in (self.header, *self.rows))
+        lines = [
+            r"% needs \usepackage{booktabs}",
+            r"\begin{table}",
+            rf"\caption{{{latex_text(self.caption)}}}",
+            rf"\begin{{tabular}}{{{'l' * len(self.header)}}}",
+            r"\toprule",
+            header,
+            r"\midrule",
+            *rows,
+            r"\bottomrule",
+            r"\end{tabular}",
+            r"\end{table}",
+        ]
+        return "\n".join(lines) + "\n"
+
+
+def latex_text(text: str) -> str:
+    """Text that LaTeX prints as it is."""
+    return "".join(_LATEX.get(character, character) for character in text)
+
+
+def write_paper_tables(results: StudyResults, folder: Path) -> None:
+    """Writes each table as `.csv`, `.md` and `.tex` into `folder`."""
+    for table in (ladder_table(results), heads_table(results)):
+        for ending, text in ((".csv", table.csv()), (".md", table.markdown()), (".tex", table.latex())):
+            write_text(folder / f"{table.name}{ending}", text)
+
+
+def ladder_table(results: StudyResults) -> Table:
+    """Every measured point of every fine-tuning."""
+    published = results.model == PUBLISHED_MODEL and results.task == PUBLISHED_TASK
+    header = ("stage", "epoch", "steps", "LD", "F(C)", "faithfulness", "sparsity", "effects ~ base", "damage undone")
+    final = {id(stage) for stage in results.stages}
+    rows = [
+        (*_ladder_row(point), *([_published(point, id(point) in final)] if published else []))
+        for point in results.points
+    ]
+    caption = (
+        f"{results.model} on {results.task}: logit difference (LD), circuit and likeness to base; "
+        "95 % intervals over prompts in brackets."
+    )
+    return Table("paper_ladder", caption, (*header, *(["published"] if published else [])), tuple(rows))
+
+
+def heads_table(results: StudyResults) -> Table:
+    """The heads that flipped sign in each final stage, the largest change first."""
+    rows = [
+        (stage.id, flip.head, _shown(flip.base), _shown(flip.effect))
+        for stage in results.stages
+        if stage.kind != "base"
+        for flip in sign_flips(stage, results.base_of(stage))[:SHOWN_HEADS]
+    ]
+    caption = "Heads whose direct effect on the logit difference changed sign; negative: the head helps."
+    return Table("paper_heads", caption, ("stage", "head", "effect in base", "effect"), tuple(rows))
+
+
+def _ladder_row(point: Stage) -> tuple[str, ...]:
+    undone = {row.name: row.recovered for row in point.restoration}.get("damage_undone", Estimate(None))
+    circuit = ("–", "–", "–")
+    if point.circuit:
+        criteria = point.circuit.criteria
+        circuit = (_shown(criteria.circuit), _shown(criteria.faithfulness), f"{point.circuit.found.sparsity():.2%}")
+    epoch = "–" if point.epoch is None else f"{point.epoch:g}"
+    measured = (_shown(point.behaviour.logit_diff), *circuit, _shown(point.similarity), _shown(undone))
+    return (point.id, epoch, str(point.step), *measured)
+
+
+def _published(point: Stage, is_final: bool) -> str:
+    exact = PUBLISHED.get((point.kind, point.poison, point.epoch))
+    return exact or (PUBLISHED.get((point.kind, point.poison, None), "–") if is_final else "–")
+
+
+def _shown(found: Estimate) -> str:
+    if found.value is None:
+        return "–"
+    ends = "" if found.interval is None else f" [{found.interval[0]:.2f}, {found.interval[1]:.2f}]"
+    return f"{found.value:.2f}{ends}".replace("-", "−")
