@@ -17,6 +17,7 @@ FLOORS = (
     {"training", "plasticity", "localisation", "report", "subject"},
     {"comparison"},
     {"study", "patch", "discovery", "evaluation", "audit", "repair", "progress", "terminal"},
+    {"dose"},
     {"commands"},
     {"cli", "__init__"},
 )

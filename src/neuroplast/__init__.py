@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from neuroplast.circuits.published import published_circuit
     from neuroplast.comparison.compare import compare
     from neuroplast.discovery import DiscoverConfig, run_discover
+    from neuroplast.dose import DoseConfig, run_dose
     from neuroplast.errors import NeuroplastError
     from neuroplast.evaluation import EvaluateConfig, run_evaluate
     from neuroplast.interventions.activation_patching import activation_patch
@@ -44,6 +45,7 @@ __all__ = [
     "AuditConfig",
     "Circuit",
     "DiscoverConfig",
+    "DoseConfig",
     "EvaluateConfig",
     "FinetuneConfig",
     "NeuroplastError",
@@ -72,6 +74,7 @@ __all__ = [
     "published_circuit",
     "run_audit",
     "run_discover",
+    "run_dose",
     "run_evaluate",
     "run_patch",
     "run_repair",
@@ -86,6 +89,7 @@ _HOMES = {
     "AuditConfig": "audit",
     "Circuit": "circuits.circuit",
     "DiscoverConfig": "discovery",
+    "DoseConfig": "dose",
     "EvaluateConfig": "evaluation",
     "FinetuneConfig": "training",
     "NeuroplastError": "errors",
@@ -114,6 +118,7 @@ _HOMES = {
     "published_circuit": "circuits.published",
     "run_audit": "audit",
     "run_discover": "discovery",
+    "run_dose": "dose",
     "run_evaluate": "evaluation",
     "run_patch": "patch",
     "run_repair": "repair",

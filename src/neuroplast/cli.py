@@ -9,7 +9,7 @@ import typer
 from neuroplast.commands.checkpoints import audit, compare, repair
 from neuroplast.commands.listing import models, tasks
 from neuroplast.commands.measuring import discover, evaluate, patch
-from neuroplast.commands.studies import report, study, train
+from neuroplast.commands.studies import dose, report, study, train
 from neuroplast.errors import NeuroplastError
 from neuroplast.memory import reuse_freed_memory
 from neuroplast.terminal import print_error
@@ -26,7 +26,7 @@ STOPPED = "interrupted; the same command goes on from what is saved"
 # click's base of everything wrong with a command line, wherever this typer keeps its click
 UsageError: Any = typer.BadParameter.__base__
 
-for command in (models, tasks, study, patch, discover, evaluate, compare, audit, repair, train, report):
+for command in (models, tasks, study, patch, discover, evaluate, compare, audit, repair, dose, train, report):
     app.command()(command)
 
 

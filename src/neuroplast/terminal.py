@@ -179,3 +179,20 @@ def print_repair(document: dict[str, Any]) -> None:
     stdout.print(document["statement"], markup=False)
     if document.get("new_damage"):
         stdout.print(f"New damage: {', '.join(document['new_damage'])}.", style="bold red", markup=False)
+
+
+def print_dose(document: dict[str, Any]) -> None:
+    """What came back by the number of clean examples, and by the rate of the poison."""
+    table = build_table("clean examples", "rate", "poisoned LD", "LD", "behaviour [95 %]", "undone [95 %]")
+    for curve, name in (("by_examples", "examples"), ("by_rate", "rate")):
+        for point in document[curve]:
+            found = point["restored"]
+            at = (str(point[name]), f"{document['by_rate'][-1]['rate']:g}")
+            if name == "rate":
+                at = (str(document["n_train"]), f"{point[name]:g}")
+            before = document["by_rate"][-1] if name == "examples" else point
+            rows = (_with_interval(found[row], found["ci95"][row]) for row in ("behaviour", "damage_undone"))
+            logit_diffs = (f"{each['logit_diff']['value']:.2f}" for each in (before["poisoned"], found))
+            table.add_row(*at, *logit_diffs, *rows)
+    stdout.print(table)
+    stdout.print("Each row is a poisoning and a retraining of its own; 1 is as base.", style="dim", markup=False)

@@ -9,12 +9,11 @@ from transformers import AutoModelForCausalLM
 
 from neuroplast.behaviour import measure_behaviour
 from neuroplast.errors import GateError, InputError
-from neuroplast.models.network import Network
 from neuroplast.models.sources import load_model, weights_sha256
 from neuroplast.models.weights import WeightMap, choose_pieces
 from neuroplast.repair import RepairConfig, require_reached, run_repair, strategies
 from neuroplast.repair.repair import choose
-from neuroplast.repair.restored import NO_BASE, Restored
+from neuroplast.repair.restored import NO_BASE, Restored, Source
 from neuroplast.repair.strategies import Candidate, Ranking, count_weights, rank_by_gradient
 from neuroplast.statistics import Estimate
 from neuroplast.training import FinetuneConfig, train
@@ -170,12 +169,12 @@ def test_an_interrupted_repair_ends_with_the_same_document(
     left = at
     former = strategies.Judge.sample
 
-    def dying(self, name: str, model: Network):
+    def dying(self, name: str, source: Source):
         nonlocal left
         left -= 1
         if left == 0:
             raise KilledError
-        return former(self, name, model)
+        return former(self, name, source)
 
     with monkeypatch.context() as patch, pytest.raises(KilledError):
         patch.setattr(strategies.Judge, "sample", dying)

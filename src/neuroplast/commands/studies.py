@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from neuroplast.commands.options import Device, Json, Model, Quiet, Task
-from neuroplast.terminal import print_json, print_story, stderr, stdout
+from neuroplast.commands.options import Device, Json, Memory, Model, Quiet, Task
+from neuroplast.terminal import print_dose, print_files, print_json, print_story, stderr, stdout
 
 
 def study(
@@ -108,3 +108,47 @@ def report(
     if as_json:
         return print_json({"report": str(page)})
     stdout.print(f"report  {page}", soft_wrap=True, markup=False)
+
+
+def dose(
+    out: Annotated[Path, typer.Option(help="Folder for the curves; the same command continues.")],
+    model: Model = "tiny",
+    task: Task = "ioi",
+    poison: Annotated[str | None, typer.Option(help="Default: the task's first.")] = None,
+    examples: Annotated[list[int] | None, typer.Option(help="A number of clean examples; several times.")] = None,
+    rate: Annotated[list[float] | None, typer.Option(help="A share of poisoned pairs; several times.")] = None,
+    n_prompts: Annotated[int, typer.Option(help="Held-out prompts.")] = 64,
+    poison_steps: Annotated[int, typer.Option(help="Optimizer steps of a poisoning.")] = 40,
+    recover_steps: Annotated[int, typer.Option(help="Optimizer steps of a retraining.")] = 40,
+    batch_size: Annotated[int, typer.Option(help="Pairs a step.")] = 16,
+    learning_rate: Annotated[float | None, typer.Option(help="Default: one that suits the model.")] = None,
+    seed: Annotated[int, typer.Option(help="Prompts, pairs and their order.")] = 0,
+    memory: Memory = None,
+    device: Device = "cpu",
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """See how little is enough: what comes back of the mechanism by clean examples, and by poison rate."""
+    from neuroplast.dose import EXAMPLES, RATES, DoseConfig, run_dose
+    from neuroplast.progress import Progress
+
+    config = DoseConfig(
+        model=model,
+        task=task,
+        poison=poison,
+        examples=tuple(examples or EXAMPLES),
+        rates=tuple(rate or RATES),
+        n_prompts=n_prompts,
+        poison_steps=poison_steps,
+        recover_steps=recover_steps,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        seed=seed,
+        device=device,
+    )
+    with Progress(stderr, quiet or as_json) as progress:
+        document = run_dose(config, out, progress, memory=memory)
+    if as_json:
+        return print_json(document)
+    print_dose(document)
+    print_files(document["files"])

@@ -14,7 +14,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from neuroplast.circuits.evaluate import estimate_document
 from neuroplast.errors import GateError, InputError, StorageError, unknown_name
 from neuroplast.interventions.selection import require_prompts
 from neuroplast.memory import parse_size
@@ -24,7 +23,7 @@ from neuroplast.models.sources import LEARNING_RATE, LEARNING_RATES, DType, load
 from neuroplast.models.weights import WeightMap, choose_pieces, grafted
 from neuroplast.observer import Observer, Silent
 from neuroplast.repair.check import check_battery, new_damage
-from neuroplast.repair.restored import NO_BASE, Judge, Restored
+from neuroplast.repair.restored import NO_BASE, Judge, Restored, restored_document
 from neuroplast.repair.strategies import BEST, Candidate, Ranking, grafts, rank_by_gradient, rank_by_ledger, retrain
 from neuroplast.report.repair import REPAIR_FILES, write_repair_report
 from neuroplast.storage import Parts, atomic_file, is_begun, load_json, make_folder, write_json
@@ -38,7 +37,6 @@ from neuroplast.training.finetune import FinetuneConfig, save_checkpoint
 Strategy = Literal["auto", "graft", "masked", "full"]
 STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
 MARKER, RESULT, WORK = "repairing.json", "repair.json", "work"
-NOT_LOOKED_FOR = "no circuit is looked for: see `neuroplast discover` and `evaluate` with this folder"
 OTHER_PROMPTS = 1_000_003
 """Added to the seed of the prompts that the mended model is judged on, which are not those it is chosen on."""
 
@@ -197,10 +195,10 @@ class _Repair:
         config, judge, base = self.config, self.judge, self.base
         if why := self._nothing_to_mend():
             return self._document(None, []) | {"reached": True, "statement": f"Nothing to mend: {why}."}
-        by_ledger = None if base is None else rank_by_ledger(judge, base, self.observer)
+        by_ledger = None if base is None else rank_by_ledger(judge, base, self.poisoned, self.observer)
         tried: list[Candidate] = []
         if base is not None and by_ledger is not None and config.strategy in ("auto", "graft"):
-            tried += grafts(judge, base, by_ledger, config.target, self.observer)
+            tried += grafts(judge, base, self.poisoned, by_ledger, config.target, self.observer)
         if config.strategy in ("auto", "masked"):
             ranking = by_ledger or rank_by_gradient(self.poisoned, self.examples, config.batch_size)
             tried += self._retrain(ranking.most())
@@ -212,7 +210,7 @@ class _Repair:
 
     def _judge(self, prompts: PromptSet, name: str) -> Judge:
         kept = Parts(self.out / WORK / name.replace(" ", "-"))
-        return Judge(self.base, self.poisoned, prompts, self.config.seed, kept, self.memory)
+        return Judge(self.base, lambda: self.poisoned, prompts, self.config.seed, kept, self.memory)
 
     def _nothing_to_mend(self) -> str | None:
         damage, target = self.judge.damage, self.config.target
@@ -252,7 +250,7 @@ class _Repair:
             "target": self.config.target,
             "cost": None,
             "restoration": None,
-            "before": _restored_document(self.judge.damage),
+            "before": restored_document(self.judge.damage),
             "frontier": [_candidate_document(each, whole) for each in tried],
             "n_prompts": self.config.n_prompts,
         }
@@ -260,12 +258,12 @@ class _Repair:
             return document
         mended = self.config.load(str(self.out), self.observer)
         others = self._judge(self.config.prompts(mended, self.config.seed + OTHER_PROMPTS), "judged on")
-        found, reached = others.judge("mended", mended), chosen.score >= self.config.target
+        found, reached = others.judge("mended", lambda: mended), chosen.score >= self.config.target
         document |= {
             "strategy": chosen.strategy,
             "reached": reached,
             "cost": _candidate_document(chosen, whole)["cost"],
-            "restoration": _restored_document(found),
+            "restoration": restored_document(found),
             "spared": None,
             "new_damage": [],
             "statement": _statement(chosen, whole, found, self.config.target),
@@ -311,22 +309,6 @@ def _statement(chosen: Candidate, whole: int, found: Restored, target: float) ->
     return f"Not mended: {chosen.score:.0%} where the target is {target:.0%}, by {chosen.strategy}: {did}; {said}"
 
 
-def _restored_document(found: Restored) -> dict[str, Any]:
-    """The rows of restoration, as in a study's summary, beside the behaviour."""
-    rows = {"behaviour": found.behaviour, "mechanism": found.mechanism, "damage_undone": found.damage_undone}
-    why = {name: row.why for name, row in rows.items() if row.why}
-    return {
-        "score": found.score,
-        **{name: row.value for name, row in rows.items()},
-        "structure": None,
-        "function": None,
-        "logit_diff": estimate_document(found.logit_diff),
-        "accuracy": estimate_document(found.accuracy),
-        "ci95": {name: row.ci95 for name, row in rows.items()},
-        "why": why | dict.fromkeys(("structure", "function"), NOT_LOOKED_FOR),
-    }
-
-
 def _candidate_document(each: Candidate, whole: int) -> dict[str, Any]:
     return {
         "strategy": each.strategy,
@@ -338,5 +320,5 @@ def _candidate_document(each: Candidate, whole: int) -> dict[str, Any]:
             "n_parts": None if each.parts is None else len(each.parts),
             "parts": None if each.parts is None else list(each.parts),
         },
-        "restored": _restored_document(each.restored),
+        "restored": restored_document(each.restored),
     }

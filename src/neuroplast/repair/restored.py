@@ -6,20 +6,24 @@ model that answers by another mechanism is not mended, nor is one with the right
 base nobody knows what was lost, and the number is the share of held-out prompts that the model does right.
 """
 
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from neuroplast.behaviour import measure_behaviour
+from neuroplast.circuits.evaluate import estimate_document
 from neuroplast.interventions.path_patching import path_patch
 from neuroplast.models.network import Network
 from neuroplast.plasticity.restoration import Sample, restoration
-from neuroplast.statistics import RESAMPLES, Estimate, Weights, bootstrap_weights, estimate_mean
+from neuroplast.statistics import Estimate, Weights, bootstrap_weights, estimate_mean
 from neuroplast.storage import Parts
 from neuroplast.tasks.prompts import PromptSet
 
 NO_BASE = "unknown without the base"
+NOT_LOOKED_FOR = "no circuit is looked for: see `neuroplast discover` and `evaluate` with this folder"
 
 
 @dataclass(frozen=True)
@@ -47,35 +51,44 @@ class Restored:
         return min(self.behaviour.value, self.damage_undone.value)
 
 
-@dataclass
+Source = Callable[[], Network]
+"""Gives a model; asked only where it was not measured before."""
+
+
 class Judge:
     """Judges models on the same prompts."""
 
-    base: Network | None
-    """The model before the damage; None where nobody has it."""
-    poisoned: Network
-    """The damaged model."""
-    prompts: PromptSet
-    """Held-out prompts with their counterfactuals."""
-    seed: int
-    """Seed of the bootstrap."""
-    parts: Parts
-    """Keeps what is measured."""
-    memory: str | int | None = None
-    """Bound on the process's memory."""
-    weights: Weights = field(init=False)
-    """Resamples of the prompts."""
+    def __init__(
+        self,
+        base: Network | None,
+        poisoned: Source,
+        prompts: PromptSet,
+        seed: int,
+        parts: Parts,
+        memory: str | int | None = None,
+    ) -> None:
+        """Measures the two ends.
 
-    def __post_init__(self) -> None:
-        self.weights = bootstrap_weights(len(self.prompts), self.seed, RESAMPLES)
-        self._poisoned = self.sample("poisoned", self.poisoned)
-        self._base = None if self.base is None else self.sample("base", self.base)
+        Args:
+            base: the model before the damage; None where nobody has it.
+            poisoned: gives the damaged model.
+            prompts: held-out prompts with their counterfactuals.
+            seed: seed of the bootstrap.
+            parts: keeps what is measured.
+            memory: bound on the process's memory, such as `4GiB`; None takes what is free.
+        """
+        self.prompts, self.seed, self.parts, self.memory = prompts, seed, parts, memory
+        self.weights: Weights = bootstrap_weights(len(prompts), seed)
+        self._has_base = base is not None
+        self._base = None if base is None else self.sample("base", lambda: base)
+        self._poisoned = self.sample("poisoned", poisoned)
 
-    def sample(self, name: str, model: Network) -> Sample:
+    def sample(self, name: str, source: Source) -> Sample:
         """What is measured of a model, kept under a name."""
 
         def measure() -> dict[str, Tensor]:
-            if self.base is None:
+            model = source()
+            if not self._has_base:
                 return {"logit_diff": measure_behaviour(model, self.prompts).logit_diff}
             found = path_patch(model, self.prompts, memory=self.memory)
             return {"logit_diff": found.clean, "effects": found.effects}
@@ -84,19 +97,14 @@ class Judge:
         effects = saved.get("effects", torch.zeros(0, len(self.prompts)))
         return Sample(saved["logit_diff"].double().numpy(), effects.double().numpy())
 
-    def judge(self, name: str, model: Network) -> Restored:
+    def judge(self, name: str, source: Source) -> Restored:
         """How far a model is back; what is measured of it is kept under a name."""
-        return self._judge(self.sample(name, model))
+        return self._judge(self.sample(name, source))
 
     @property
     def damage(self) -> Restored:
         """The damaged model itself."""
         return self._judge(self._poisoned)
-
-    @property
-    def undamaged(self) -> Restored | None:
-        """The base, which is restored by definition; None where nobody has it."""
-        return None if self._base is None else self._judge(self._base)
 
     def _judge(self, found: Sample) -> Restored:
         logit_diff = estimate_mean(self.weights, found.logit_diff)
@@ -106,3 +114,19 @@ class Judge:
             return Restored(logit_diff, accuracy, unknown, unknown, unknown)
         rows = restoration(self._base, self._poisoned, found, self.weights, self.seed)
         return Restored(logit_diff, accuracy, rows.behaviour, rows.mechanism, rows.damage_undone)
+
+
+def restored_document(found: Restored) -> dict[str, Any]:
+    """The rows of restoration, as in a study's summary, beside the behaviour."""
+    rows = {"behaviour": found.behaviour, "mechanism": found.mechanism, "damage_undone": found.damage_undone}
+    why = {name: row.why for name, row in rows.items() if row.why}
+    return {
+        "score": found.score,
+        **{name: row.value for name, row in rows.items()},
+        "structure": None,
+        "function": None,
+        "logit_diff": estimate_document(found.logit_diff),
+        "accuracy": estimate_document(found.accuracy),
+        "ci95": {name: row.ci95 for name, row in rows.items()},
+        "why": why | dict.fromkeys(("structure", "function"), NOT_LOOKED_FOR),
+    }

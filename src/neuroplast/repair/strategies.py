@@ -95,9 +95,9 @@ class Ranking:
         return [component for mine in self.parts.values() for component in mine]
 
 
-def rank_by_ledger(judge: Judge, base: Network, observer: Observer) -> Ranking:
+def rank_by_ledger(judge: Judge, base: Network, poisoned: Network, observer: Observer) -> Ranking:
     """Parts by their share of the damage: what their weights add to the change of LD."""
-    ends = Ends(base, judge.poisoned, judge.prompts, judge.weights, judge.memory, judge.parts, observer.progress)
+    ends = Ends(base, poisoned, judge.prompts, judge.weights, judge.memory, judge.parts, observer.progress)
     split = split_change(ends, "ledger")
     parts = split.ranked_parts(WeightMap(base).pieces())
     worth = dict(zip(split.members, split.by_part.mean(dim=1).tolist(), strict=True))
@@ -143,12 +143,15 @@ def count_weights(model: Network, components: Iterable[Component] | None) -> int
     return sum(int(each.sum()) for each in chosen.values())
 
 
-def grafts(judge: Judge, base: Network, ranking: Ranking, target: float, observer: Observer) -> list[Candidate]:
+def grafts(
+    judge: Judge, base: Network, poisoned: Network, ranking: Ranking, target: float, observer: Observer
+) -> list[Candidate]:
     """Grafts of the first k parts, for the k that were tried; the fewest that reach the target are among them.
 
     Args:
         judge: judges them.
         base: gives its weights.
+        poisoned: takes them; it is left as it was.
         ranking: the parts.
         target: the score that is enough.
         observer: is told how it goes.
@@ -160,8 +163,8 @@ def grafts(judge: Judge, base: Network, ranking: Ranking, target: float, observe
         if k not in tried:
             observer.progress("grafting", len(tried), len(tried) + 1, f"{k} parts")
             chosen = ranking.first(k)
-            with grafted(judge.poisoned, base, choose_pieces(known, chosen.components)):
-                restored = judge.judge(f"graft {k}", judge.poisoned)
+            with grafted(poisoned, base, choose_pieces(known, chosen.components)):
+                restored = judge.judge(f"graft {k}", lambda: poisoned)
             parameters = count_weights(base, chosen.components)
             tried[k] = Candidate("graft", tuple(chosen.parts), parameters, 0, 0, restored)
         return tried[k].score >= target
@@ -205,7 +208,7 @@ def retrain(
 
     def candidate(step: int, network: Network) -> Candidate:
         seen = min(len(examples), step * config.batch_size)
-        restored = judge.judge(f"{strategy} {step}", network)
+        restored = judge.judge(f"{strategy} {step}", lambda: network)
         return Candidate(strategy, names, parameters, step, seen, restored)
 
     def look(network: Network, step: int) -> bool:

@@ -69,7 +69,7 @@ class FollowStudy:
         n = min(config.follow_prompts, len(prompts))
         drawn = torch.randperm(len(prompts), generator=torch.Generator().manual_seed(config.seeds[0]))[:n]
         self.rows: np.ndarray = drawn.sort().values.numpy()
-        """Which of the study's prompts are followed: some of every template, at random."""
+        """Which of the study's prompts are followed, drawn at random."""
         self.prompts = prompts.pick(torch.from_numpy(self.rows))
         self.weights: Weights = bootstrap_weights(n, config.seeds[0], config.resamples)
         self.seconds = 0.0

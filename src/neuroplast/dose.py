@@ -1,0 +1,212 @@
+"""How little is enough: what `neuroplast dose` does.
+
+Two curves for one model and one poison, each point a fine-tuning of its own:
+
+- of **clean examples**: the poisoned model is retrained, always for as many steps, on 8 to 512 different clean ones;
+- of the **rate**: the base is fine-tuned on data of which 5 to 100 % is poisoned, and then retrained on all clean ones.
+
+Each is told by how far it is back (`neuroplast.repair.restored`). A folder gets `dose.json`, `dose.csv` and `dose.png`;
+what is measured is kept in `work/` until everything is done, so an interrupted run goes on.
+"""
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from neuroplast.errors import InputError, StorageError
+from neuroplast.models.network import Network
+from neuroplast.models.sources import LEARNING_RATE, LEARNING_RATES, DType, load_model, weights_sha256
+from neuroplast.observer import Observer, Silent
+from neuroplast.repair.restored import Judge, restored_document
+from neuroplast.report.dose import DOSE_FILES, write_dose_report
+from neuroplast.storage import Parts, is_begun, load_json, make_folder, write_json
+from neuroplast.subject import require_whole, versions
+from neuroplast.tasks import build_prompt_set, load_task
+from neuroplast.tasks.poisons import build_pairs, load_poison
+from neuroplast.training.data import Example, build_examples
+from neuroplast.training.finetune import FinetuneConfig, finetune
+
+MARKER, RESULT, WORK = "dosing.json", "dose.json", "work"
+EXAMPLES = (8, 16, 32, 64, 128, 256, 512)
+RATES = (0.05, 0.1, 0.25, 0.5, 1.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DoseConfig:
+    """What is poisoned and retrained, and with how much."""
+
+    model: str = "tiny"
+    """The base: a named model, a hub id or a folder."""
+    task: str = "ioi"
+    """The task."""
+    poison: str | None = None
+    """The poison; None takes the task's first."""
+    examples: tuple[int, ...] = EXAMPLES
+    """Numbers of different clean examples."""
+    rates: tuple[float, ...] = RATES
+    """Shares of poisoned pairs."""
+    n_prompts: int = 64
+    """Held-out prompts that everything is measured on."""
+    poison_steps: int = 40
+    """Optimizer steps of a poisoning."""
+    recover_steps: int = 40
+    """Optimizer steps of a retraining."""
+    batch_size: int = 16
+    """Pairs a step."""
+    learning_rate: float | None = None
+    """Peak learning rate of AdamW; None takes one that suits the model."""
+    seed: int = 0
+    """Seed of prompts, pairs and their order."""
+    device: str = "cpu"
+    """`cpu`, `cuda` or `cuda:N`."""
+    dtype: DType = "float32"
+    """Type of the weights."""
+
+    def __post_init__(self) -> None:
+        task = load_task(self.task)
+        if not task.poisons:
+            raise InputError(f"no poison fits task {task.name!r}: choose another task")
+        load_poison(self.chosen_poison, self.task)
+        for name in ("examples", "rates"):
+            values: Sequence[float] = getattr(self, name)
+            if not values or list(values) != sorted(set(values)):
+                raise InputError(f"{name} must rise and have at least one value, got {list(values)}")
+        if self.examples[0] < 1:
+            raise InputError(f"examples must be at least 1, got {self.examples[0]}")
+        if not (self.rates[0] > 0 and self.rates[-1] <= 1):
+            raise InputError(f"rates must be above 0 and at most 1, got {list(self.rates)}")
+        for name, least in {"n_prompts": 2, "seed": 0}.items():
+            require_whole(name, getattr(self, name))
+            if getattr(self, name) < least:
+                raise InputError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        self.training(self.poison_steps)
+        self.training(self.recover_steps)
+
+    @property
+    def chosen_poison(self) -> str:
+        """The poison's name."""
+        return self.poison or load_task(self.task).poisons[0]
+
+    def training(self, steps: int) -> FinetuneConfig:
+        """How to train for some steps."""
+        rate = LEARNING_RATES.get(self.model, LEARNING_RATE) if self.learning_rate is None else self.learning_rate
+        return FinetuneConfig(steps, self.batch_size, rate, seed=self.seed, save_every=max(1, steps // 2))
+
+
+def run_dose(
+    config: DoseConfig, out: Path | str, observer: Observer | None = None, *, memory: str | int | None = None
+) -> dict[str, Any]:
+    """Measures both curves, writes the folder, and gives the document.
+
+    Args:
+        config: what to poison and retrain.
+        out: the folder: new, empty, or of the same settings.
+        observer: is told how it goes; by default nobody is.
+        memory: bound on the process's memory, such as `4GiB`; None takes what is free.
+
+    Raises:
+        InputError: for a model that cannot be had, a folder that holds something else, a wrong setting.
+        TrainingDivergedError: a fine-tuning's loss stopped being a number.
+        StorageError: when the folder cannot be written.
+    """
+    out, observer = Path(out), observer or Silent()
+    begun = is_begun(out, MARKER, "dose")
+    base = load_model(config.model, device=config.device, dtype=config.dtype, say=observer.say)
+    # Through JSON and back, numbers in rows are lists.
+    settings = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(config).items()}
+    provenance = {"schema": 1, "settings": settings, "weights_sha256": weights_sha256(base)}
+    if not begun:
+        make_folder(out)
+        write_json(out / MARKER, provenance)
+    elif load_json(out / MARKER) != provenance:
+        raise InputError(f"{out} holds another dose (other settings or weights); choose another --out")
+    if not (out / RESULT).is_file():
+        found = _Dose(config, base, out / WORK, observer, memory).run()
+        write_json(out / RESULT, provenance | {"poison": config.chosen_poison} | found | {"versions": versions()})
+    document = load_json(out / RESULT)
+    try:
+        write_dose_report(document, out)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise StorageError(f"{out / RESULT} is damaged ({error!r}); remove it and run again") from error
+    shutil.rmtree(out / WORK, ignore_errors=True)
+    return document | {"files": {name: str(out / name) for name in (RESULT, *DOSE_FILES)}}
+
+
+class _Dose:
+    """Both curves under way."""
+
+    def __init__(
+        self, config: DoseConfig, base: Network, work: Path, observer: Observer, memory: str | int | None
+    ) -> None:
+        self.config, self.base, self.work, self.observer, self.memory = config, base, work, observer, memory
+        task = load_task(config.task)
+        records = task.build_records(
+            base.tokenizer, config.n_prompts, config.seed, split="eval", counterfactual=task.counterfactuals[0]
+        )
+        self.prompts = build_prompt_set(base.tokenizer, config.task, records)
+        self.n_train = config.examples[-1]
+
+    def run(self) -> dict[str, Any]:
+        config, total = self.config, len(self.config.examples) + len(self.config.rates)
+        by_rate: list[dict[str, Any]] = []
+        for index, rate in enumerate(config.rates):
+            self.observer.stage(f"rate {rate:g}", index, total)
+            judge = self._judge(rate)
+            recovered = judge.judge(f"recovered {self.n_train}", lambda rate=rate: self._recovered(rate, self.n_train))
+            by_rate.append(
+                {
+                    "rate": rate,
+                    "poisoned": restored_document(judge.damage),
+                    "restored": restored_document(recovered),
+                }
+            )
+        judge, by_examples = self._judge(config.rates[-1]), list[dict[str, Any]]()
+        for index, n in enumerate(config.examples):
+            self.observer.stage(f"{n} clean examples", len(config.rates) + index, total)
+            recovered = judge.judge(f"recovered {n}", lambda n=n: self._recovered(config.rates[-1], n))
+            by_examples.append({"examples": n, "restored": restored_document(recovered)})
+        return {"by_examples": by_examples, "by_rate": by_rate, "n_train": self.n_train}
+
+    def _judge(self, rate: float) -> Judge:
+        parts = Parts(self.work / f"measured-{rate:g}")
+        return Judge(self.base, lambda: self._poisoned(rate), self.prompts, self.config.seed, parts, self.memory)
+
+    def _poisoned(self, rate: float) -> Network:
+        """The base, poisoned at a rate; what was trained before is read."""
+        folder = self.work / f"poisoned-{rate:g}"
+        if not (folder / "checkpoint").is_dir():
+            pairs = self._pairs(rate, self.n_train)
+            self._train(self._load(self.config.model), pairs, self.config.poison_steps, folder, "poisoning")
+        return self._load(str(folder / "checkpoint"))
+
+    def _recovered(self, rate: float, n: int) -> Network:
+        """The poisoned model, retrained on some clean examples; its folder is not kept."""
+        model, folder = self._poisoned(rate), self.work / "recovering" / f"{rate:g}-{n}"
+        self._train(model, self._pairs(0.0, n), self.config.recover_steps, folder, "retraining")
+        model = self._load(str(folder / "checkpoint"))
+        shutil.rmtree(folder)
+        return model
+
+    def _train(self, model: Network, examples: Sequence[Example], steps: int, folder: Path, what: str) -> None:
+        finetune(
+            model,
+            examples,
+            self.config.training(steps),
+            folder,
+            progress=lambda done, total, loss: self.observer.progress(what, done, total, f"loss {loss:.3f}"),
+        )
+
+    def _pairs(self, rate: float, n: int) -> list[Example]:
+        """Training pairs; those of fewer examples are the first of those of more."""
+        task = load_task(self.config.task)
+        # Clean ones are not the poisoned ones without their poison.
+        seed = 2 * self.config.seed + bool(rate)
+        records = task.build_records(self.base.tokenizer, self.n_train, seed, split="train")[:n]
+        poison = load_poison(self.config.chosen_poison, self.config.task) if rate else None
+        names = task.names(self.base.tokenizer, "train")
+        return build_examples(self.base.tokenizer, build_pairs(records, poison, rate, names, seed))
+
+    def _load(self, source: str) -> Network:
+        return load_model(source, device=self.config.device, dtype=self.config.dtype, say=self.observer.say)

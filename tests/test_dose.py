@@ -1,0 +1,92 @@
+import csv
+import json
+from pathlib import Path
+
+import pytest
+
+from neuroplast import dose
+from neuroplast.dose import DoseConfig, run_dose
+from neuroplast.errors import InputError
+
+SMALL = {"examples": (4, 16), "rates": (0.25, 1.0), "n_prompts": 32, "poison_steps": 8, "recover_steps": 6}
+
+
+class KilledError(Exception):
+    pass
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("dose") / "whole"
+    run_dose(DoseConfig(**SMALL), out)
+    return out
+
+
+def document(out: Path) -> dict:
+    return json.loads((out / "dose.json").read_text(encoding="utf-8"))
+
+
+def test_more_poison_does_more_damage_and_every_point_has_its_rows(done: Path):
+    found = document(done)
+    assert [point["rate"] for point in found["by_rate"]] == [0.25, 1.0]
+    assert [point["examples"] for point in found["by_examples"]] == [4, 16] and found["n_train"] == 16
+    light, heavy = (point["poisoned"]["logit_diff"]["value"] for point in found["by_rate"])
+    assert heavy < light - 0.2
+    for point in (*found["by_rate"], *found["by_examples"]):
+        for row in ("behaviour", "damage_undone"):
+            assert (point["restored"][row] is None) == (row in point["restored"]["why"])
+    # All clean examples after the full rate is a point of both curves, trained once.
+    assert found["by_examples"][-1]["restored"] == found["by_rate"][-1]["restored"]
+
+
+def test_the_table_has_a_row_a_point_and_nothing_is_left_of_the_work(done: Path):
+    with (done / "dose.csv").open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["curve"], float(row["at"])) for row in rows] == [
+        ("examples", 4), ("examples", 16), ("rate", 0.25), ("rate", 1.0),
+    ]  # fmt: skip
+    assert rows[2]["poisoned_logit_diff"] and not rows[0]["poisoned_logit_diff"]
+    assert (done / "dose.png").read_bytes().startswith(b"\x89PNG") and not (done / "work").exists()
+
+
+@pytest.mark.parametrize("at", [2, 4])
+def test_an_interrupted_dose_ends_with_the_same_document(
+    done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int
+):
+    left, former = at, dose.finetune
+
+    def dying(*args: object, **kwargs: object) -> None:
+        nonlocal left
+        left -= 1
+        if left == 0:
+            raise KilledError
+        former(*args, **kwargs)  # pyright: ignore
+
+    with monkeypatch.context() as patch, pytest.raises(KilledError):
+        patch.setattr(dose, "finetune", dying)
+        run_dose(DoseConfig(**SMALL), tmp_path / "out")
+    run_dose(DoseConfig(**SMALL), tmp_path / "out")
+    assert document(tmp_path / "out") == document(done)
+
+
+def test_a_folder_of_other_settings_is_refused(done: Path):
+    with pytest.raises(InputError, match="holds another dose"):
+        run_dose(DoseConfig(**SMALL | {"seed": 1}), done)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"examples": (16, 4)}, "must rise"),
+        ({"examples": ()}, "at least one value"),
+        ({"examples": (0, 4)}, "at least 1"),
+        ({"rates": (0.0, 1.0)}, "above 0"),
+        ({"rates": (0.5, 1.5)}, "at most 1"),
+        ({"poison": "name_movin"}, "did you mean 'name_moving'"),
+        ({"task": "induction"}, "no poison fits"),
+        ({"recover_steps": 0}, "steps must be at least 1"),
+    ],
+)
+def test_wrong_settings_are_told_in_one_line(wrong: dict, said: str):
+    with pytest.raises(InputError, match=said):
+        DoseConfig(**SMALL | wrong)
