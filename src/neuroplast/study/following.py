@@ -224,8 +224,8 @@ class FollowStudy:
         def strength(found: Trajectory) -> np.ndarray:
             return sign * (found.direct(heads) if acts else found.by_role[TOTAL, name])
 
-        ways = [Way(found.steps, found.logit_diff, strength(found)) for found in (there, back)]
-        found = coupling(ways, self.weights)
+        breaking, healing = (Way(each.steps, each.logit_diff, strength(each)) for each in (there, back))
+        found = coupling([breaking, healing], self.weights)
         null = MatchedTest(0, why=NO_NULL)
         if acts and found.value is not None:
             null = self._null(there, back, heads, sign, found.value)
@@ -233,13 +233,13 @@ class FollowStudy:
             "strength": {
                 "quantity": DIRECT if acts else TOTAL,
                 "sign": sign,
-                "base": float(ways[0].strength[0].mean()),
+                "base": float(breaking.strength[0].mean()),
             },
             "coupling": estimate_document(found),
             "coupling_null": asdict(null),
-            "coupling_breaking": estimate_document(coupling(ways[:1], self.weights)),
-            "coupling_healing": estimate_document(coupling(ways[1:], self.weights)),
-            "hysteresis": estimate_document(hysteresis(*ways, self.weights)),
+            "coupling_breaking": estimate_document(coupling([breaking], self.weights)),
+            "coupling_healing": estimate_document(coupling([healing], self.weights)),
+            "hysteresis": estimate_document(hysteresis(breaking, healing, self.weights)),
         }
 
     def _null(
