@@ -257,7 +257,8 @@ class FollowStudy:
         self, there: Trajectory, back: Trajectory, logit_diff: float, circuit: Circuit | None
     ) -> list[dict[str, Any]]:
         """The heads whose direct effect came, went or turned round, with the steps after which it did."""
-        roles = {} if circuit is None else {node.at(None): role.name for node, role in circuit.roles.items()}
+        known = {} if circuit is None else circuit.roles
+        roles = {node.at(None): role.name for node, role in known.items() if node.position in ("end", None)}
         bound = IN_CIRCUIT * abs(logit_diff)
         states: list[tuple[str, int, np.ndarray, np.ndarray]] = []
         for way, found in (("breaking", there), ("healing", back)):
