@@ -1,7 +1,8 @@
+import json
 from collections.abc import Callable
 from pathlib import Path
 
-from neuroplast.report.paper import Table, heads_table, ladder_table, latex_text, write_paper_tables
+from neuroplast.report.paper import Table, cross_model_table, heads_table, ladder_table, latex_text, write_paper_tables
 from neuroplast.report.results import load_results
 
 
@@ -44,6 +45,17 @@ def test_every_table_comes_in_three_forms_that_hold_hostile_text(reported: Path)
     assert latex_text("−1.2") == "$-$1.2"
 
 
-def test_the_tables_ask_for_no_circuits(make_run: Callable[..., Path], tmp_path: Path):
-    write_paper_tables(load_results(make_run(circuits=False)), tmp_path)
-    assert (tmp_path / "paper_heads.csv").read_text().startswith("stage,head,effect in base,effect")
+def test_cross_model_patching_is_told_of_compared_stages(make_run: Callable[..., Path]):
+    run = make_run()
+    assert cross_model_table(run, load_results(run)).rows == ()
+    part = {"name": "a29.h1", "undoes": {"value": 4.1, "ci95": [3.0, 5.0]}, "brings": {"value": -3.87, "ci95": None}}
+    compared = run / "stages/poisoned/subject_duplication/comparison.json"
+    compared.write_text(json.dumps({"expressed": {"parts": [part]}}), encoding="utf-8")
+    table = cross_model_table(run, load_results(run))
+    assert table.rows == (("poisoned/subject_duplication", "a29.h1", "4.10 [3.00, 5.00]", "−3.87"),)
+
+
+def test_the_tables_ask_for_no_circuits(make_run: Callable[..., Path]):
+    run = make_run(circuits=False)
+    write_paper_tables(run, load_results(run))
+    assert (run / "tables/paper_heads.csv").read_text().startswith("stage,head,effect in base,effect")

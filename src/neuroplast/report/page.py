@@ -119,7 +119,7 @@ def write_report(run: Path) -> Path:
     """
     results = load_results(run)
     write_tables(results, run / "tables")
-    write_paper_tables(results, run / "tables")
+    write_paper_tables(run, results)
     write_figures(results, run / "figures")
     circuits = _shown_circuits(results, _write_drawings(results, run / "figures"))
     ways = load_plasticity(run, results)

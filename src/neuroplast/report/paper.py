@@ -1,4 +1,5 @@
-"""The tables of a paper: the ladder of every fine-tuning, and the heads that changed, as CSV, Markdown and LaTeX.
+"""The tables of a paper: the ladder of every fine-tuning, the heads that changed, and cross-model patching, as CSV,
+Markdown and LaTeX.
 
 One row a measured point: logit difference, F(C) of the circuit found there, its faithfulness and its share of all
 nodes, likeness to base, and what came back. Where the model is GPT-2 small and the task indirect object identification,
@@ -12,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from neuroplast.report.changes import sign_flips
-from neuroplast.report.results import Estimate, Stage, StudyResults
+from neuroplast.report.documents import load_document
+from neuroplast.report.results import Estimate, Stage, StudyResults, read_estimate
 from neuroplast.storage import write_text
 
 PUBLISHED_MODEL, PUBLISHED_TASK = "gpt2", "ioi"
@@ -86,9 +88,10 @@ def latex_text(text: str) -> str:
     return "".join(_LATEX.get(character, character) for character in text)
 
 
-def write_paper_tables(results: StudyResults, folder: Path) -> None:
-    """Writes each table as `.csv`, `.md` and `.tex` into `folder`."""
-    for table in (ladder_table(results), heads_table(results)):
+def write_paper_tables(run: Path, results: StudyResults) -> None:
+    """Writes each table as `.csv`, `.md` and `.tex` into the run's folder of tables."""
+    folder = run / "tables"
+    for table in (ladder_table(results), heads_table(results), cross_model_table(run, results)):
         for ending, text in ((".csv", table.csv()), (".md", table.markdown()), (".tex", table.latex())):
             write_text(folder / f"{table.name}{ending}", text)
 
@@ -119,6 +122,22 @@ def heads_table(results: StudyResults) -> Table:
     ]
     caption = "Heads whose direct effect on the logit difference changed sign; negative: the head helps."
     return Table("paper_heads", caption, ("stage", "head", "effect in base", "effect"), tuple(rows))
+
+
+def cross_model_table(run: Path, results: StudyResults) -> Table:
+    """What patching single heads and MLPs from one checkpoint into the other does, where a stage was compared."""
+    rows: list[tuple[str, ...]] = []
+    for stage in results.stages:
+        name = f"stages/{stage.id}/comparison.json"
+        if (run / name).exists():
+            for part in load_document(run, name)["expressed"]["parts"].elements()[:SHOWN_HEADS]:
+                effects = (_shown(read_estimate(part[way])) for way in ("undoes", "brings"))
+                rows.append((stage.id, part["name"].text(), *effects))
+    caption = (
+        "Cross-model patching at END, in logits: what base's value of a part undoes in the stage, and what the stage's "
+        "value brings about in base."
+    )
+    return Table("paper_cross_model", caption, ("stage", "part", "undoes", "brings"), tuple(rows))
 
 
 def _ladder_row(point: Stage) -> tuple[str, ...]:

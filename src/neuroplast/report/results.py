@@ -358,9 +358,9 @@ def _stage(run: Path, folder: str, measures: Document, n_layers: int, n_heads: i
         edge_circuit_jaccard=similarity["edge_circuit_jaccard"].number_or_none(),
         circuit=circuit,
         why_no_circuit=measures["why"]["circuit"].text_or_none() if circuit is None else None,
-        base_circuit=_own_estimate(criteria["base_circuit"]["faithfulness"]),
-        base_circuit_foil=_own_estimate(criteria["base_circuit"]["foil_faithfulness"]),
-        transfer=_own_estimate(criteria["transfer"]["faithfulness"]),
+        base_circuit=read_estimate(criteria["base_circuit"]["faithfulness"]),
+        base_circuit_foil=read_estimate(criteria["base_circuit"]["foil_faithfulness"]),
+        transfer=read_estimate(criteria["transfer"]["faithfulness"]),
         restoration=_restoration(measures["restoration"]),
         n_prompts=n_prompts.integer() if n_prompts else None,
         counterfactual=measures["counterfactual"].text_or_none(),
@@ -373,13 +373,13 @@ def _circuit(path: Path, judged: Document) -> StageCircuit | None:
     levels, random, minimality = judged["F"], judged["random"], judged["minimality"]
     nodes, edges = (judged["stability"][f"{level}_jaccard"] for level in ("nodes", "edges"))
     criteria = Criteria(
-        model=_own_estimate(levels["model"]),
-        circuit=_own_estimate(levels["circuit"]),
-        nothing=_own_estimate(levels["nothing"]),
-        faithfulness=_own_estimate(judged["faithfulness"]),
-        foil_faithfulness=_own_estimate(judged["foil_faithfulness"]),
-        completeness_gap=_own_estimate(judged["completeness"]["gap"]),
-        minimality=_own_estimate(minimality["min"]),
+        model=read_estimate(levels["model"]),
+        circuit=read_estimate(levels["circuit"]),
+        nothing=read_estimate(levels["nothing"]),
+        faithfulness=read_estimate(judged["faithfulness"]),
+        foil_faithfulness=read_estimate(judged["foil_faithfulness"]),
+        completeness_gap=read_estimate(judged["completeness"]["gap"]),
+        minimality=read_estimate(minimality["min"]),
         passing=minimality["passing"].integer(),
         n_judged=len(minimality["nodes"].elements()),
         random=RandomCircuits(
@@ -388,8 +388,8 @@ def _circuit(path: Path, judged: Document) -> StageCircuit | None:
             random["max"].number_or_none(),
             random["unit"].text_or_none() or "",
         ),
-        stability=_own_estimate(nodes, "mean", "spread"),
-        edge_stability=_own_estimate(edges, "mean", "spread"),
+        stability=read_estimate(nodes, "mean", "spread"),
+        edge_stability=read_estimate(edges, "mean", "spread"),
         methodology=judged["methodology"].text(),
         warnings=tuple(each.text() for each in judged["warnings"].elements()),
         document=judged,
@@ -418,8 +418,12 @@ def _mean(value: Document) -> float:
     return (value["mean"] if isinstance(value.value, dict) else value).number()
 
 
-def _own_estimate(block: Document, key: str = "value", interval: str = "ci95") -> Estimate:
-    """A number that stands beside its own interval and reason."""
+def read_estimate(block: Document, key: str = "value", interval: str = "ci95") -> Estimate:
+    """A number that stands beside its own interval and reason.
+
+    Raises:
+        InputError: when one of them is of another type.
+    """
     value = block[key].number_or_none()
     return Estimate(value, block[interval].interval(), block["why"].text_or_none() if value is None else None)
 

@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from neuroplast.report import style
 from neuroplast.report.documents import Document, load_document
 from neuroplast.report.figures import DPI, tidy, write_drawing
-from neuroplast.report.results import Estimate, StudyResults
+from neuroplast.report.results import Estimate, StudyResults, read_estimate
 
 TRAJECTORY, PLASTICITY = "trajectory.json", "plasticity.json"
 WAYS = {"break": "to break", "heal": "to heal"}
@@ -120,7 +120,9 @@ def load_plasticity(run: Path, results: StudyResults) -> tuple[Plasticity, ...]:
     for name, each in load_document(run, PLASTICITY)["stages"].items():
         there, back = followed.get(parents.get(name) or ""), followed.get(name)
         if there is not None and back is not None:
-            times = {(way, what): _estimate(time) for way in WAYS for what, time in each["half_way_steps"][way].items()}
+            times = {
+                (way, what): read_estimate(time) for way in WAYS for what, time in each["half_way_steps"][way].items()
+            }
             roles = tuple(_role(role, change) for role, change in each["roles"].items())
             found.append(Plasticity(there, back, times, roles, tuple(each["heads"].elements())))
     return tuple(found)
@@ -249,12 +251,12 @@ def _cells(found: Estimate) -> tuple[float | None, float | None, float | None]:
 def _point(point: Document) -> Point:
     return Point(
         step=point["step"].integer(),
-        logit_diff=_estimate(point["logit_diff"]),
-        similarity=_estimate(point["similarity_to_base"]),
-        circuit=_estimate(point["circuit_logit_diff"]),
-        faithfulness=_estimate(point["circuit_faithfulness"]),
+        logit_diff=read_estimate(point["logit_diff"]),
+        similarity=read_estimate(point["similarity_to_base"]),
+        circuit=read_estimate(point["circuit_logit_diff"]),
+        faithfulness=read_estimate(point["circuit_faithfulness"]),
         roles={
-            role: {quantity: _estimate(each) for quantity, each in mine.items()}
+            role: {quantity: read_estimate(each) for quantity, each in mine.items()}
             for role, mine in point["roles"].items()
         },
     )
@@ -266,13 +268,8 @@ def _role(role: str, change: Document) -> RoleChange:
         role=role,
         strength=change["strength"]["quantity"].text(),
         sign=change["strength"]["sign"].number(),
-        coupling=_estimate(change["coupling"]),
+        coupling=read_estimate(change["coupling"]),
         null=(null["mean"].number_or_none(), null["sd"].number_or_none(), null["p"].number_or_none()),
         why_no_null=null["why"].text_or_none(),
-        hysteresis=_estimate(change["hysteresis"]),
+        hysteresis=read_estimate(change["hysteresis"]),
     )
-
-
-def _estimate(block: Document) -> Estimate:
-    value = block["value"].number_or_none()
-    return Estimate(value, block["ci95"].interval(), block["why"].text_or_none() if value is None else None)
