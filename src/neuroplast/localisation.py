@@ -31,6 +31,8 @@ class MatchedTest:
 
     n: int
     """Random sets."""
+    share: float | None = None
+    """The circuit's share on the prompts that the random sets are measured on."""
     mean: float | None = None
     """Their mean share."""
     sd: float | None = None
@@ -102,7 +104,7 @@ def matched_test(share: float, random: Float[np.ndarray, "draw"]) -> MatchedTest
     why = (
         None if can_tell(len(random)) else f"{len(random)} random sets are too few to tell it from chance: it takes 19"
     )
-    return MatchedTest(len(random), mean, sd, p_value(share, random), (share - mean) / sd if sd else None, why)
+    return MatchedTest(len(random), share, mean, sd, p_value(share, random), (share - mean) / sd if sd else None, why)
 
 
 def is_localised(share: Estimate, test: MatchedTest) -> bool | None:

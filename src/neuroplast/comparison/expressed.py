@@ -3,14 +3,16 @@
 - Every head at END and every MLP is patched from one checkpoint into the other, both ways (`cross_patch`).
 - A circuit's share of the change is what patching all its heads together from `start` into `end` undoes,
   (LD(end) - LD(end, patched)) / (LD(end) - LD(start)), a ratio of means. Random sets of heads that match it are patched
-  alike: they are its null. Heads after the damage look damaged too, so a share does not say where it is stored.
+  alike, on some of the prompts, and held against the circuit there: they are its null. Heads after the damage look
+  damaged too, so a share does not say where it is stored.
 - The curve of what the first k heads undo: by rank of what each undoes alone; greedily, among the first `GREEDY_FROM`,
   taking the head that undoes most beside those that are taken; and in random orders.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
@@ -27,6 +29,8 @@ CURVE_SIZES = (1, 2, 3, 5, 8, 12, 16, 24, 32)
 """Numbers of heads on the curves."""
 GREEDY_FROM, GREEDY_STEPS = 16, 8
 RANDOM_ORDERS = 10
+RANDOM_PROMPTS = 16
+"""Prompts, of those of the comparison, on which random sets are held against the circuit."""
 
 
 @dataclass(frozen=True)
@@ -88,13 +92,16 @@ def measure_expressed(ends: Ends, circuit: Group, *, n_random: int, seed: int) -
     undone = brought = Estimate(None, None, "no circuit to look at")
     test = MatchedTest(0, why=undone.why)
     if circuit:
-        sets = [circuit, *draw_matched(circuit, ends.start.n_heads, n_random, seed)]
-        joint = _patch(ends, "matched random sets", sets)["effects"]
-        undone = share(joint[0])
+        undone = share(_patch(ends, "circuit into end", [circuit])["effects"][0])
         brought = share(-_patch(ends, "circuit into start", [circuit], bring=True)["effects"][0])
         test = MatchedTest(0, why=undone.why)
         if undone.value is not None:
-            test = matched_test(undone.value, (joint[1:].double().mean(dim=1) / change.double().mean()).numpy())
+            sets = [circuit, *draw_matched(circuit, ends.start.n_heads, n_random, seed)]
+            some = replace(ends, prompts=ends.prompts[:: max(1, len(ends.prompts) // RANDOM_PROMPTS)])
+            joint = _patch(some, "matched random sets", sets)
+            whole = (joint["donor"] - joint["receiver"]).double().mean()
+            of_circuit, *of_random = (joint["effects"].double().mean(dim=1) / whole).tolist()
+            test = matched_test(of_circuit, np.array(of_random))
 
     sizes = tuple(size for size in CURVE_SIZES if size <= len(heads))
     orders = [ranked, *([heads[row] for row in order] for order in random_orders(len(heads), RANDOM_ORDERS, seed))]
