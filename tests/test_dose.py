@@ -8,7 +8,14 @@ from neuroplast import dose
 from neuroplast.dose import DoseConfig, run_dose
 from neuroplast.errors import InputError
 
-SMALL = {"examples": (4, 16), "rates": (0.25, 1.0), "n_prompts": 32, "poison_steps": 8, "recover_steps": 6}
+SMALL = {
+    "examples": (4, 16),
+    "rates": (0.25, 1.0),
+    "n_prompts": 32,
+    "n_train": 64,
+    "poison_steps": 8,
+    "recover_steps": 6,
+}
 
 
 class KilledError(Exception):
@@ -29,7 +36,7 @@ def document(out: Path) -> dict:
 def test_more_poison_does_more_damage_and_every_point_has_its_rows(done: Path):
     found = document(done)
     assert [point["rate"] for point in found["by_rate"]] == [0.25, 1.0]
-    assert [point["examples"] for point in found["by_examples"]] == [4, 16] and found["n_train"] == 16
+    assert [point["examples"] for point in found["by_examples"]] == [4, 16] and found["retrained_on"] == 16
     light, heavy = (point["poisoned"]["logit_diff"]["value"] for point in found["by_rate"])
     assert heavy < light - 0.2
     for point in (*found["by_rate"], *found["by_examples"]):
@@ -82,6 +89,8 @@ def test_a_folder_of_other_settings_is_refused(done: Path):
         ({"examples": (0, 4)}, "at least 1"),
         ({"rates": (0.0, 1.0)}, "above 0"),
         ({"rates": (0.5, 1.5)}, "at most 1"),
+        ({"rates": (0.001, 1.0)}, "of 64 pairs is none"),
+        ({"seed": 2**40}, "seed must be at most"),
         ({"poison": "name_movin"}, "did you mean 'name_moving'"),
         ({"task": "induction"}, "no poison fits"),
         ({"recover_steps": 0}, "steps must be at least 1"),

@@ -16,13 +16,15 @@ from pathlib import Path
 from typing import Any
 
 from neuroplast.errors import InputError, StorageError
+from neuroplast.memory import parse_size
 from neuroplast.models.network import Network
-from neuroplast.models.sources import LEARNING_RATE, LEARNING_RATES, DType, load_model, weights_sha256
+from neuroplast.models.sources import LEARNING_RATE, DType, load_model, suited_learning_rate, weights_sha256
 from neuroplast.observer import Observer, Silent
 from neuroplast.repair.restored import Judge, restored_document
 from neuroplast.report.dose import DOSE_FILES, write_dose_report
-from neuroplast.storage import Parts, is_begun, load_json, make_folder, write_json
-from neuroplast.subject import require_whole, versions
+from neuroplast.statistics import MOST_SEED
+from neuroplast.storage import Parts, is_begun, load_json, make_folder, release, write_json
+from neuroplast.subject import require_between, versions
 from neuroplast.tasks import build_prompt_set, load_task
 from neuroplast.tasks.poisons import build_pairs, load_poison
 from neuroplast.training.data import Example, build_examples
@@ -47,6 +49,8 @@ class DoseConfig:
     """Numbers of different clean examples."""
     rates: tuple[float, ...] = RATES
     """Shares of poisoned pairs."""
+    n_train: int = 512
+    """Pairs that the base is poisoned with."""
     n_prompts: int = 64
     """Held-out prompts that everything is measured on."""
     poison_steps: int = 40
@@ -56,7 +60,7 @@ class DoseConfig:
     batch_size: int = 16
     """Pairs a step."""
     learning_rate: float | None = None
-    """Peak learning rate of AdamW; None takes one that suits the model."""
+    """Peak learning rate of AdamW; None takes one that suits the model's size."""
     seed: int = 0
     """Seed of prompts, pairs and their order."""
     device: str = "cpu"
@@ -77,22 +81,25 @@ class DoseConfig:
             raise InputError(f"examples must be at least 1, got {self.examples[0]}")
         if not (self.rates[0] > 0 and self.rates[-1] <= 1):
             raise InputError(f"rates must be above 0 and at most 1, got {list(self.rates)}")
-        for name, least in {"n_prompts": 2, "seed": 0}.items():
-            require_whole(name, getattr(self, name))
-            if getattr(self, name) < least:
-                raise InputError(f"{name} must be at least {least}, got {getattr(self, name)}")
-        self.training(self.poison_steps)
-        self.training(self.recover_steps)
+        for name, least in {"n_prompts": 2, "n_train": 1}.items():
+            require_between(name, getattr(self, name), least)
+        require_between("seed", self.seed, 0, MOST_SEED // 2 - 1)
+        if round(self.rates[0] * self.n_train) < 1:
+            raise InputError(
+                f"rate {self.rates[0]:g} of {self.n_train} pairs is none: take a larger one, or more pairs"
+            )
+        for steps in (self.poison_steps, self.recover_steps):
+            self.training(steps, LEARNING_RATE if self.learning_rate is None else self.learning_rate)
 
     @property
     def chosen_poison(self) -> str:
         """The poison's name."""
         return self.poison or load_task(self.task).poisons[0]
 
-    def training(self, steps: int) -> FinetuneConfig:
+    def training(self, steps: int, learning_rate: float) -> FinetuneConfig:
         """How to train for some steps."""
-        rate = LEARNING_RATES.get(self.model, LEARNING_RATE) if self.learning_rate is None else self.learning_rate
-        return FinetuneConfig(steps, self.batch_size, rate, seed=self.seed, save_every=max(1, steps // 2))
+        every = max(1, steps // 2)
+        return FinetuneConfig(steps, self.batch_size, learning_rate, seed=self.seed, save_every=every)
 
 
 def run_dose(
@@ -112,6 +119,8 @@ def run_dose(
         StorageError: when the folder cannot be written.
     """
     out, observer = Path(out), observer or Silent()
+    if memory is not None:
+        parse_size(memory)
     begun = is_begun(out, MARKER, "dose")
     base = load_model(config.model, device=config.device, dtype=config.dtype, say=observer.say)
     # Through JSON and back, numbers in rows are lists.
@@ -123,7 +132,12 @@ def run_dose(
     elif load_json(out / MARKER) != provenance:
         raise InputError(f"{out} holds another dose (other settings or weights); choose another --out")
     if not (out / RESULT).is_file():
-        found = _Dose(config, base, out / WORK, observer, memory).run()
+        try:
+            found = _Dose(config, base, out / WORK, observer, memory).run()
+        except InputError:
+            if not (out / WORK).exists():
+                release(out, MARKER)
+            raise
         write_json(out / RESULT, provenance | {"poison": config.chosen_poison} | found | {"versions": versions()})
     document = load_json(out / RESULT)
     try:
@@ -146,7 +160,9 @@ class _Dose:
             base.tokenizer, config.n_prompts, config.seed, split="eval", counterfactual=task.counterfactuals[0]
         )
         self.prompts = build_prompt_set(base.tokenizer, config.task, records)
-        self.n_train = config.examples[-1]
+        self.learning_rate = config.learning_rate or suited_learning_rate(base)
+        self.most = config.examples[-1]
+        """Clean examples that every rate is retrained on."""
 
     def run(self) -> dict[str, Any]:
         config, total = self.config, len(self.config.examples) + len(self.config.rates)
@@ -154,7 +170,7 @@ class _Dose:
         for index, rate in enumerate(config.rates):
             self.observer.stage(f"rate {rate:g}", index, total)
             judge = self._judge(rate)
-            recovered = judge.judge(f"recovered {self.n_train}", lambda rate=rate: self._recovered(rate, self.n_train))
+            recovered = judge.judge(f"recovered {self.most}", lambda rate=rate: self._recovered(rate, self.most))
             by_rate.append(
                 {
                     "rate": rate,
@@ -167,23 +183,36 @@ class _Dose:
             self.observer.stage(f"{n} clean examples", len(config.rates) + index, total)
             recovered = judge.judge(f"recovered {n}", lambda n=n: self._recovered(config.rates[-1], n))
             by_examples.append({"examples": n, "restored": restored_document(recovered)})
-        return {"by_examples": by_examples, "by_rate": by_rate, "n_train": self.n_train}
+        return {
+            "by_examples": by_examples,
+            "by_rate": by_rate,
+            "retrained_on": self.most,
+            "learning_rate": self.learning_rate,
+        }
 
     def _judge(self, rate: float) -> Judge:
-        parts = Parts(self.work / f"measured-{rate:g}")
-        return Judge(self.base, lambda: self._poisoned(rate), self.prompts, self.config.seed, parts, self.memory)
+        parts, of_base = Parts(self.work / f"measured-{rate!r}"), Parts(self.work / "measured-base")
+        return Judge(
+            self.base,
+            lambda: self._poisoned(rate),
+            self.prompts,
+            self.config.seed,
+            parts,
+            of_base=of_base,
+            memory=self.memory,
+        )
 
     def _poisoned(self, rate: float) -> Network:
         """The base, poisoned at a rate; what was trained before is read."""
-        folder = self.work / f"poisoned-{rate:g}"
+        folder = self.work / f"poisoned-{rate!r}"
         if not (folder / "checkpoint").is_dir():
-            pairs = self._pairs(rate, self.n_train)
+            pairs = self._pairs(rate, self.config.n_train)
             self._train(self._load(self.config.model), pairs, self.config.poison_steps, folder, "poisoning")
         return self._load(str(folder / "checkpoint"))
 
     def _recovered(self, rate: float, n: int) -> Network:
         """The poisoned model, retrained on some clean examples; its folder is not kept."""
-        model, folder = self._poisoned(rate), self.work / "recovering" / f"{rate:g}-{n}"
+        model, folder = self._poisoned(rate), self.work / "recovering" / f"{rate!r}-{n}"
         self._train(model, self._pairs(0.0, n), self.config.recover_steps, folder, "retraining")
         model = self._load(str(folder / "checkpoint"))
         shutil.rmtree(folder)
@@ -193,7 +222,7 @@ class _Dose:
         finetune(
             model,
             examples,
-            self.config.training(steps),
+            self.config.training(steps, self.learning_rate),
             folder,
             progress=lambda done, total, loss: self.observer.progress(what, done, total, f"loss {loss:.3f}"),
         )
@@ -203,7 +232,8 @@ class _Dose:
         task = load_task(self.config.task)
         # Clean ones are not the poisoned ones without their poison.
         seed = 2 * self.config.seed + bool(rate)
-        records = task.build_records(self.base.tokenizer, self.n_train, seed, split="train")[:n]
+        most = self.config.n_train if rate else self.most
+        records = task.build_records(self.base.tokenizer, most, seed, split="train")[:n]
         poison = load_poison(self.config.chosen_poison, self.config.task) if rate else None
         names = task.names(self.base.tokenizer, "train")
         return build_examples(self.base.tokenizer, build_pairs(records, poison, rate, names, seed))

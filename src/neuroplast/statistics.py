@@ -16,6 +16,8 @@ RESAMPLES = 2000
 LEVEL = 0.95
 ALPHA = 0.05
 """A p up to this is beyond chance."""
+MOST_SEED = 2**32 - 1
+"""The largest seed: some generators take no larger ones."""
 FEWEST_SEEDS = 3
 """Seeds from which on they, and not prompts, are the unit of an interval."""
 NORMAL_95 = 1.959964

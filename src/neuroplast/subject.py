@@ -10,6 +10,7 @@ from neuroplast.errors import InputError, unknown_name
 from neuroplast.models.network import Network
 from neuroplast.models.sources import DType, load_model, weights_sha256
 from neuroplast.observer import Observer
+from neuroplast.statistics import MOST_SEED
 from neuroplast.storage import hash_text
 from neuroplast.tasks import build_prompt_set, load_records, load_task
 from neuroplast.tasks.prompts import PromptSet
@@ -45,8 +46,8 @@ class Subject:
     def __post_init__(self) -> None:
         for name in ("n_prompts", "seed"):
             require_whole(name, getattr(self, name))
-        if self.seed is not None and self.seed < 0:
-            raise InputError(f"seed must be at least 0, got {self.seed}")
+        if self.seed is not None:
+            require_between("seed", self.seed, 0, MOST_SEED)
         if self.n_prompts is not None and not 1 <= self.n_prompts <= MOST_PROMPTS:
             raise InputError(f"{self.n_prompts} prompts: a measurement needs at least 1, and at most {MOST_PROMPTS:,}")
         if self.prompts is not None:
@@ -116,6 +117,19 @@ def require_whole(name: str, value: object) -> None:
     """
     if value is not None and type(value) is not int:
         raise InputError(f"{name} must be a whole number, got {value!r}")
+
+
+def require_between(name: str, value: object, least: int, most: int | None = None) -> None:
+    """Checks that a setting is a whole number in a range.
+
+    Raises:
+        InputError: when it is something else.
+    """
+    require_whole(name, value)
+    if not isinstance(value, int) or value < least:
+        raise InputError(f"{name} must be at least {least}, got {value}")
+    if most is not None and value > most:
+        raise InputError(f"{name} must be at most {most}, got {value}")
 
 
 def versions() -> dict[str, str]:

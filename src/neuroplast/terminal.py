@@ -154,7 +154,7 @@ def print_comparison(document: dict[str, Any]) -> None:
 
 
 SHOWN_OF_A_STRATEGY = 4
-"""The last models that were tried of each strategy: those around the target."""
+"""The last models that were tried of each strategy, those around the target; the one that was taken is there always."""
 
 
 def print_repair(document: dict[str, Any]) -> None:
@@ -162,20 +162,35 @@ def print_repair(document: dict[str, Any]) -> None:
     table = build_table("strategy", "parts", "weights", "steps", "examples", "back", "LD", "undone [95 %]")
     for strategy in dict.fromkeys(each["strategy"] for each in document["frontier"]):
         tried = [each for each in document["frontier"] if each["strategy"] == strategy]
-        for each in tried[-SHOWN_OF_A_STRATEGY:]:
+        for number, each in enumerate(tried, start=1):
+            is_chosen = each["cost"] == document["cost"] and document["strategy"] == strategy
+            if not is_chosen and number <= len(tried) - SHOWN_OF_A_STRATEGY:
+                continue
             cost, found = each["cost"], each["restored"]
             score = "–" if found["score"] is None else f"{found['score']:.0%}"
             parts = "all" if cost["n_parts"] is None else str(cost["n_parts"])
             counted = (f"{cost['parameters_share']:.1%}", str(cost["steps"]), str(cost["examples"]))
             undone = _with_interval(found["damage_undone"], found["ci95"]["damage_undone"])
-            table.add_row(strategy, parts, *counted, score, f"{found['logit_diff']['value']:.2f}", undone)
+            table.add_row(
+                strategy + (" ←" if is_chosen else ""),
+                parts,
+                *counted,
+                score,
+                f"{found['logit_diff']['value']:.2f}",
+                undone,
+            )
     if table.row_count:
         stdout.print(table)
     for name, each in (document.get("spared") or {}).items():
-        if "mended" in each:
-            before = f", before mending {each['poisoned']['status']}" if "poisoned" in each else ""
-            kept = _with_interval(each["mended"]["kept"]["value"], each["mended"]["kept"]["ci95"])
-            stdout.print(f"{name}: {each['mended']['status']}{before}; kept {kept}", style="dim", markup=False)
+        if "against_poisoned" in each:
+            told = each["against_poisoned"]
+            kept = _with_interval(told["kept"]["value"], told["kept"]["ci95"])
+            beside = (
+                f"; of base's {each['mended']['status']}, before {each['poisoned']['status']}"
+                if "mended" in each
+                else ""
+            )
+            stdout.print(f"{name}: {told['status']} by mending, kept {kept}{beside}", style="dim", markup=False)
     stdout.print(document["statement"], markup=False)
     if document.get("new_damage"):
         stdout.print(f"New damage: {', '.join(document['new_damage'])}.", style="bold red", markup=False)
@@ -189,7 +204,7 @@ def print_dose(document: dict[str, Any]) -> None:
             found = point["restored"]
             at = (str(point[name]), f"{document['by_rate'][-1]['rate']:g}")
             if name == "rate":
-                at = (str(document["n_train"]), f"{point[name]:g}")
+                at = (str(document["retrained_on"]), f"{point[name]:g}")
             before = document["by_rate"][-1] if name == "examples" else point
             rows = (_with_interval(found[row], found["ci95"][row]) for row in ("behaviour", "damage_undone"))
             logit_diffs = (f"{each['logit_diff']['value']:.2f}" for each in (before["poisoned"], found))

@@ -32,9 +32,11 @@ def test_a_target_that_is_not_reached_exits_3_after_the_table(run, tmp_path: Pat
     cost = {"n_parts": None, "parameters_share": 1.0, "steps": 8, "examples": 128}
     document = {
         "reached": False,
+        "strategy": "full",
+        "cost": cost,
         "statement": "Not mended: 40% where the target is 90%.",
         "frontier": [{"strategy": "full", "cost": cost, "restored": found}],
-        "spared": {"text": {"mended": {"status": "damaged", "kept": {"value": 0.7, "ci95": [0.6, 0.8]}}}},
+        "spared": {"text": {"against_poisoned": {"status": "damaged", "kept": {"value": 0.7, "ci95": [0.6, 0.8]}}}},
         "new_damage": ["text"],
         "files": {"repair.json": "x"},
     }

@@ -10,7 +10,7 @@ from neuroplast.statistics import bootstrap_weights
 PROMPTS = 40
 WEIGHTS = bootstrap_weights(PROMPTS, 0, 400)
 STEPS = np.array([0, 1, 2, 4, 8, 16, 32])
-FALL = np.array([4.0, 3.5, 2.0, -1.0, -5.0, -8.0, -9.0])
+FALL = np.array([4.0, 3.0, 1.0, -1.5, -4.5, -7.5, -9.0])
 RISE = np.array([-9.0, -6.0, -3.5, -0.5, 1.5, 2.8, 3.3])
 TRIALS = 200
 NOMINAL = (0.90, 0.99)
@@ -44,11 +44,29 @@ def test_a_class_that_is_weaker_on_the_way_back_has_just_that_hysteresis():
 
 
 def test_where_a_way_passes_a_level_several_times_the_mean_counts():
-    there = Way(np.arange(2), np.array([[0.0], [2.0]]), np.array([[0.0], [0.0]]))
-    back = Way(np.arange(4), np.array([[0.0], [2.0], [0.0], [2.0]]), np.array([[1.0], [1.0], [4.0], [1.0]]))
-    # At every LD x the three pieces give 1, 1 + 3 (2 - x) / 2 and the same again: on average over x, 1, 2.5 and 2.5.
+    def steps(*values: float) -> np.ndarray:
+        return np.array(values)[:, None]
+
+    there = Way(np.arange(5), steps(0.0, 0.5, 1.0, 1.5, 2.0), steps(0.0, 0.0, 0.0, 0.0, 0.0))
+    up = [0.0, 0.5, 1.0, 1.5, 2.0]
+    back = Way(np.arange(13), steps(*up, 1.5, 1.0, 0.5, 0.0, *up[1:]), steps(*[1.0] * 5, *[4.0] * 4, *[1.0] * 4))
     found = hysteresis(there, back, bootstrap_weights(1, 0, 100))
-    assert found.value == pytest.approx(2.0, abs=1e-9)
+    # Up at 1, down at 4 but for the first quarter, where it climbs from 1 to 4; up at 1 but for as long from 4 to 1.
+    down, again = (3 * 4 + 2.5) / 4, (3 * 1 + 2.5) / 4
+    assert found.value == pytest.approx((1 + down + again) / 3, abs=0.02)
+
+
+def test_what_lies_between_steps_that_are_far_apart_is_left_out():
+    def bent(logit_diff: np.ndarray) -> np.ndarray:
+        return np.maximum(logit_diff, 0)
+
+    leaps = np.array([5.0, 4.8, 4.5, 4.0, 3.5, 3.0, -5.0])
+    dense = np.linspace(-5, 5, 7)
+    there, back = way(leaps, bent(leaps)), way(dense, bent(dense))
+    found = hysteresis(there, back, WEIGHTS)
+    assert found.value == pytest.approx(0.0, abs=0.05)
+    only_ends = Way(np.arange(2), there.logit_diff[[0, -1]], there.strength[[0, -1]])
+    assert "leap over it" in (hysteresis(only_ends, back, WEIGHTS).why or "")
 
 
 def test_ways_without_a_common_logit_difference_have_no_hysteresis_that_could_be_told():

@@ -12,11 +12,14 @@ from neuroplast.errors import GateError, InputError
 from neuroplast.models.sources import load_model, weights_sha256
 from neuroplast.models.weights import WeightMap, choose_pieces
 from neuroplast.repair import RepairConfig, require_reached, run_repair, strategies
-from neuroplast.repair.repair import choose
+from neuroplast.repair.check import AGAINST, MENDED, new_damage
+from neuroplast.repair.repair import in_turn
 from neuroplast.repair.restored import NO_BASE, Restored, Source
 from neuroplast.repair.strategies import Candidate, Ranking, count_weights, rank_by_gradient
 from neuroplast.statistics import Estimate
+from neuroplast.storage import Parts
 from neuroplast.training import FinetuneConfig, train
+from neuroplast.training.finetune import save_checkpoint
 
 SHORT = {"target": 0.3, "steps": 5, "n_battery": 0}
 SMALL = {"n_prompts": 32, "n_battery": 4, "n_samples": 2, "n_train": 256}
@@ -84,8 +87,9 @@ def test_the_document_is_the_contracts_and_the_fewest_parts_are_taken(grafted: P
         assert (found["restoration"][row] is None) == (row in found["restoration"]["why"])
     assert found["before"]["score"] == pytest.approx(0.0)
     tried = {each["cost"]["n_parts"]: each["restored"]["score"] for each in found["frontier"]}
-    taken = found["cost"]["n_parts"]
-    assert tried[taken] >= 0.9 > tried[taken - 1]
+    reaching = sorted(n for n, score in tried.items() if score >= 0.9)
+    assert tried[reaching[0] - 1] < 0.9 and found["cost"]["n_parts"] in reaching
+    assert found["restoration"]["score"] >= 0.9, "on other prompts, too"
     assert "greater_than" in found["spared"] and found["spared"]["agreement"]["why"]
     assert (grafted / "frontier.csv").read_text().count("\n") == 1 + len(tried)
     assert (grafted / "frontier.png").read_bytes().startswith(b"\x89PNG")
@@ -142,9 +146,10 @@ def test_a_target_that_is_not_reached_is_told_and_the_best_is_kept(poisoned: Pat
 def test_without_the_base_the_target_is_for_right_answers_and_the_rest_is_unknown(poisoned: Path, tmp_path: Path):
     found = run_repair(settings(poisoned, base=None, target=0.75, steps=60), tmp_path / "out")
     assert found["strategy"] in ("masked", "full") and found["restoration"]["score"] is not None
+    assert found["learning_rate"] == 3e-4, "that of the size, whatever the model is called"
     assert all(found["restoration"]["why"][row] == NO_BASE for row in ("behaviour", "mechanism", "damage_undone"))
     assert {each["strategy"] for each in found["frontier"]} == {"masked", "full"}
-    assert "held-out prompts are right" in found["statement"] and "mended" in found["spared"]["greater_than"]
+    assert "held-out prompts are right" in found["statement"] and AGAINST in found["spared"]["greater_than"]
 
 
 def test_what_is_not_damaged_is_not_mended(tmp_path: Path):
@@ -167,17 +172,17 @@ def test_an_interrupted_repair_ends_with_the_same_document(
     poisoned: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int
 ):
     left = at
-    former = strategies.Judge.sample
+    former = strategies.Judge._sample
 
-    def dying(self, name: str, source: Source):
+    def dying(self, name: str, source: Source, parts: Parts):
         nonlocal left
         left -= 1
         if left == 0:
             raise KilledError
-        return former(self, name, source)
+        return former(self, name, source, parts)
 
     with monkeypatch.context() as patch, pytest.raises(KilledError):
-        patch.setattr(strategies.Judge, "sample", dying)
+        patch.setattr(strategies.Judge, "_sample", dying)
         run_repair(settings(poisoned, **SHORT), tmp_path / "broken")
     assert not (tmp_path / "broken" / "repair.json").exists()
     run_repair(settings(poisoned, **SHORT), tmp_path / "broken")
@@ -190,14 +195,60 @@ def candidate(strategy: str, score: float | None, steps: int, parameters: int) -
     return Candidate(strategy, None, parameters, steps, 0, Restored(known, known, known, known, known))
 
 
-def test_the_cheapest_that_reaches_the_target_is_taken_else_the_nearest():
+def test_what_reaches_the_target_is_tried_in_turn_the_cheapest_first_else_the_nearest():
     few, many = candidate("graft", 0.92, 0, 10), candidate("graft", 0.99, 0, 20)
     trained, short = candidate("full", 0.95, 8, 100), candidate("full", 0.5, 4, 100)
-    assert choose([many, trained, few, short], 0.9) is few
-    assert choose([trained, short], 0.9) is trained
-    assert choose([trained, short, candidate("masked", None, 1, 1)], 0.99) is trained
+    assert in_turn([many, trained, few, short], 0.9) == [few, many, trained]
+    assert in_turn([trained, short, candidate("masked", None, 1, 1)], 0.99) == [trained]
     with pytest.raises(InputError, match="within the noise"):
-        choose([candidate("full", None, 1, 1)], 0.9)
+        in_turn([candidate("full", None, 1, 1)], 0.9)
+
+
+def test_a_score_counts_what_is_defined():
+    known, unknown = Estimate(0.4, (0.3, 0.5)), Estimate(None, None, "undefined: within the noise")
+    assert Restored(known, known, known, known, unknown).score == 0.4
+    assert Restored(known, known, unknown, known, known).score == 0.4
+    assert Restored(known, known, unknown, known, unknown).score is None
+
+
+def test_new_damage_is_what_mending_itself_lost_and_base_has():
+    def told(against: str, mended: str | None) -> dict:
+        return {AGAINST: {"status": against}} | ({} if mended is None else {MENDED: {"status": mended}})
+
+    found = {
+        "worse": told("damaged", "damaged"),
+        "back to base": told("damaged", "spared"),
+        "as before": told("spared", "damaged"),
+        "without base": told("damaged", None),
+        "unknown": {"why": "its words are not in this tokenizer"},
+    }
+    assert new_damage(found) == ["without base", "worse"]
+    with pytest.raises(GateError, match="new damage to worse"):
+        require_reached({"reached": True, "new_damage": ["worse"]})
+
+
+def test_base_and_poisoned_the_wrong_way_round_is_told_and_leaves_nothing(poisoned: Path, tmp_path: Path):
+    wrong = RepairConfig(poisoned="tiny", base=str(poisoned), **SMALL)
+    with pytest.raises(InputError, match="the order is BASE POISONED"):
+        run_repair(wrong, tmp_path / "out")
+
+
+def test_a_folder_that_is_called_like_a_named_model_is_the_folder(
+    poisoned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    found = run_repair(settings(poisoned, strategy="full", steps=1, n_battery=0), "tiny")
+    assert found["reached"] is False and found["restoration"]["score"] < 0.5
+
+
+def test_damage_to_behaviour_alone_is_mended(tmp_path: Path):
+    damaged = load_model("tiny")
+    with torch.no_grad():
+        damaged.module.transformer.ln_f.weight.mul_(0.3)
+        damaged.module.transformer.ln_f.bias.mul_(0.3)
+    save_checkpoint(damaged, tmp_path / "damaged")
+    found = run_repair(settings(tmp_path / "damaged", strategy="graft", n_battery=0), tmp_path / "out")
+    assert found["strategy"] == "graft" and found["cost"]["parts"] == ["norm"] and found["reached"]
 
 
 def test_gradients_rank_all_parts_and_count_what_several_share_once():
@@ -205,12 +256,12 @@ def test_gradients_rank_all_parts_and_count_what_several_share_once():
     examples = settings(Path("tiny")).examples(model)
     ranking = rank_by_gradient(model, examples, 16)
     shares = list(ranking.shares.values())
-    assert shares == sorted(shares, reverse=True) and 1.0 <= sum(shares) < 1.5  # tied weights count in both parts
+    assert sum(shares) == pytest.approx(1.0), "what is tied counts once"
     assert count_weights(model, ranking.components) == count_weights(model, None)
     most = ranking.most()
     assert sum(most.shares.values()) >= 0.5 > sum(list(most.shares.values())[:-1])
     assert list(ranking.first(3).parts) == list(ranking.parts)[:3]
-    assert Ranking({}, {}).components == []
+    assert Ranking({}, {}).components == ()
 
 
 @pytest.mark.parametrize(

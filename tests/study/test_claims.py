@@ -119,8 +119,17 @@ def test_the_poorest_recovery_is_shown_and_one_that_failed_refutes():
     assert "not measured" in found["plasticity"]["why"]
 
 
-def test_three_seeds_are_the_unit():
-    stages = {f"seed{seed}/recovered/a": recovered(0.8 + seed / 100, (0.7, 0.9)) for seed in range(3)}
-    claim = by_id({}, stages)["plasticity"]
-    assert abs(claim["value"] - 0.81) < 1e-9 and claim["ci95"][0] < 0.79
-    assert "mean over 3 seeds" in claim["why"] and set(claim["by_stage"]) == set(stages)
+def test_three_seeds_are_the_unit_and_the_claim_has_to_hold_by_their_interval():
+    def claim(*values: float | None) -> dict:
+        stages = {
+            f"seed{seed}/recovered/a": recovered(value, None if value is None else (value - 0.04, value + 0.04))
+            for seed, value in enumerate(values)
+        }
+        return by_id({}, stages)["plasticity"]
+
+    found = claim(0.80, 0.81, 0.82)
+    assert abs(found["value"] - 0.81) < 1e-9 and found["ci95"][0] < 0.79 and found["supported"] is True
+    assert "mean over 3 seeds" in found["why"] and len(found["by_stage"]) == 3
+    spread = claim(0.55, 0.9, 0.56)
+    assert spread["ci95"][0] < 0.5 and spread["supported"] is None, "though every seed's own prompts say so"
+    assert claim(0.55, 0.9, None)["value"] is None, "the poorest is shown, and two seeds are no unit"

@@ -100,13 +100,29 @@ def test_a_run_that_is_continued_visits_what_is_left(tmp_path: Path, examples: l
 
 
 def test_a_visit_can_end_the_training(tmp_path: Path, examples: list[Example]):
-    config = FinetuneConfig(6, batch_size=5, learning_rate=1e-3, save_every=2)
+    config = FinetuneConfig(6, batch_size=5, learning_rate=1e-3, save_every=3)
     model, short = load_model("tiny"), load_model("tiny")
     finetune(model, examples, config, tmp_path / "ended", visit=Visit(frozenset({1, 3}), lambda _, step: step == 3))
     finetune(short, examples, replace(config, steps=3), tmp_path / "short")
     assert weights_sha256(model) == weights_sha256(short) == weights_sha256(load_model(tmp_path / "ended/checkpoint"))
     assert [row["step"] for row in rows_of(tmp_path / "ended")] == [1, 2, 3]
     assert not (tmp_path / "ended/resume").exists()
+
+
+def test_a_training_that_was_ended_and_killed_is_ended_again(
+    tmp_path: Path, examples: list[Example], monkeypatch: pytest.MonkeyPatch
+):
+    config = FinetuneConfig(6, batch_size=5, learning_rate=1e-3, save_every=2)
+    visit = Visit(frozenset({1, 2, 3, 4, 5, 6}), lambda _, step: step == 4)
+
+    def killed(*_: object) -> None:
+        raise KilledError
+
+    with monkeypatch.context() as patch, pytest.raises(KilledError):
+        patch.setitem(finetune.__globals__, "write_jsonl", killed)
+        finetune(load_model("tiny"), examples, config, tmp_path, visit=visit)
+    finetune(load_model("tiny"), examples, config, tmp_path, visit=visit)
+    assert [row["step"] for row in rows_of(tmp_path)] == [1, 2, 3, 4]
 
 
 def test_the_log_tells_every_step_its_loss_and_learning_rate(tmp_path: Path, examples: list[Example]):

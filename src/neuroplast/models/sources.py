@@ -44,6 +44,8 @@ SMOLLM2_GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728
 LEARNING_RATES = {"tiny": 3e-4}
 """Learning rates that suit a named model; any other takes `LEARNING_RATE`."""
 LEARNING_RATE = 1e-5
+SMALL = 10_000_000
+"""Weights below which a model takes the learning rate of `tiny`, whatever it is called."""
 
 DType = Literal["float32", "bfloat16"]
 Say = Callable[[str], None]
@@ -78,6 +80,12 @@ class Weights:
 def cache_folder() -> Path:
     """Where converted weights are kept: `NEUROPLAST_CACHE`, else `~/.cache/neuroplast`."""
     return Path(os.environ.get("NEUROPLAST_CACHE") or Path.home() / ".cache" / "neuroplast")
+
+
+def suited_learning_rate(model: Network) -> float:
+    """A learning rate that suits a model of such a size."""
+    n_weights = sum(weight.numel() for weight in model.module.parameters())
+    return LEARNING_RATES["tiny"] if n_weights < SMALL else LEARNING_RATE
 
 
 def list_models() -> tuple[ModelSource, ...]:

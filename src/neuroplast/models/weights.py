@@ -133,15 +133,20 @@ def choose_pieces(pieces: Mapping[Component, Sequence[Piece]], components: Itera
     return tuple(chosen)
 
 
+def put_weights(receiver: Network, donor: Network, pieces: Iterable[Piece]) -> None:
+    """Puts some of the donor's weights into the receiver, for good."""
+    theirs = dict(donor.module.named_parameters())
+    for piece in pieces:
+        receiver.module.get_parameter(piece.name).data[piece.index] = theirs[piece.name].data[piece.index]
+
+
 @contextmanager
 def grafted(receiver: Network, donor: Network, pieces: Sequence[Piece]) -> Generator[None]:
     """Puts some of the donor's weights into the receiver inside the block."""
-    theirs = dict(donor.module.named_parameters())
     places = [(receiver.module.get_parameter(piece.name).data, piece) for piece in pieces]
     former = [weight[piece.index].clone() for weight, piece in places]
     try:
-        for weight, piece in places:
-            weight[piece.index] = theirs[piece.name].data[piece.index]
+        put_weights(receiver, donor, pieces)
         yield
     finally:
         for (weight, piece), value in zip(places, former, strict=True):

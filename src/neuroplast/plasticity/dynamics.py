@@ -9,7 +9,8 @@ steps of one fine-tuning that were measured.
   heads add, so some coupling is there with any heads: it is to be held against that of matched random sets.
 - **hysteresis**: strength on the way back minus strength on the way there, at the same LD: the mean over `LEVELS`
   values of LD that both ways pass. Below 0, the same behaviour comes back with less of the class. Where a way passes
-  an LD several times, the mean counts.
+  an LD several times, the mean counts. Where it leaps over more than `WIDEST` of the common range from one measured
+  step to the next, nobody knows how strong it was there, and these values are left out.
 
 Intervals are over prompts, all steps being resampled together. Several seeds are put together by
 `neuroplast.statistics.over_seeds`.
@@ -27,6 +28,8 @@ from neuroplast.statistics import Estimate, Weights, estimate, interval, row_cor
 
 LEVELS = 40
 """Values of the logit difference at which two ways are compared."""
+WIDEST = 1 / 3
+"""Share of the common range of LD that two measured steps may lie apart for what is between to be read off a line."""
 FEWEST_POINTS = 4
 """Measured steps below which no coupling is told."""
 BEYOND = 0.025
@@ -125,7 +128,7 @@ def hysteresis(there: Way, back: Way, weights: Weights) -> Estimate:
         weights: from `bootstrap_weights`.
 
     Returns:
-        In the unit of strength; undefined where the two have no logit difference in common.
+        In the unit of strength; undefined where the two have no logit difference in common, or leap over it.
     """
 
     def gap(rows: Rows) -> Float[np.ndarray, "some"]:
@@ -134,21 +137,25 @@ def hysteresis(there: Way, back: Way, weights: Weights) -> Estimate:
         high = np.minimum(*(differences.max(axis=1) for differences, _ in sides))
         middles = (np.arange(LEVELS) + 0.5) / LEVELS
         levels = low[:, None] + middles * (high - low)[:, None]
-        first, second = (_at_levels(*side, levels) for side in sides)
-        return np.where(high > low, (second - first).mean(axis=1), np.nan)
+        first, second = (_at_levels(*side, levels, WIDEST * (high - low)) for side in sides)
+        known = np.isfinite(second - first) & (high > low)[:, None]
+        total, count = np.where(known, second - first, 0.0).sum(axis=1), known.sum(axis=1)
+        return np.divide(total, count, out=np.full(len(rows), np.nan), where=count > 0)
 
-    return _defined(weights, gap, "the two ways have no logit difference in common")
+    return _defined(weights, gap, "the two ways have no logit difference in common, or leap over it between steps")
 
 
 def _at_levels(
     differences: Float[np.ndarray, "some point"],
     strength: Float[np.ndarray, "some point"],
     levels: Float[np.ndarray, "some level"],
+    widest: Float[np.ndarray, "some"],
 ) -> Float[np.ndarray, "some level"]:
-    """The strength at each level: the mean over the pieces of the way that pass it."""
+    """The strength at each level: the mean over the pieces of the way that pass it and are not too wide."""
     begins, ends = differences[:, :-1, None], differences[:, 1:, None]
     wanted = levels[:, None]
-    passes = (np.minimum(begins, ends) <= wanted) & (wanted <= np.maximum(begins, ends)) & (begins != ends)
+    low, high = np.minimum(begins, ends), np.maximum(begins, ends)
+    passes = (low <= wanted) & (wanted <= high) & (begins != ends) & (high - low <= widest[:, None, None])
     part = np.divide(wanted - begins, ends - begins, out=np.zeros(passes.shape), where=passes)
     there = strength[:, :-1, None] + part * (strength[:, 1:, None] - strength[:, :-1, None])
     count = passes.sum(axis=1)

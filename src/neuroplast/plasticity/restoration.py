@@ -69,16 +69,18 @@ def restoration(base: Sample, poisoned: Sample, recovered: Sample, weights: Weig
     if low <= 0 <= high:
         behaviour = Estimate(None, None, "undefined: the poison changed the logit difference within the noise")
     damage_undone = estimate(weights, undone)
-    whole = np.full((1, weights.shape[1]), 1 / weights.shape[1])
-    damage = float(1 - _correlation(poisoned, base, whole)[0])
-    floor = swapped_distance(base, poisoned, len(weights), seed)
-    if not damage > floor:
-        damage_undone = Estimate(
-            None,
-            None,
-            f"undefined: the poison's damage {damage:.3g} is within the noise of the prompts {floor:.3g}",
-        )
+    if why := within_noise(base, poisoned, len(weights), seed):
+        damage_undone = Estimate(None, None, why)
     return Restoration(behaviour, similarity(recovered, base, weights), damage_undone)
+
+
+def within_noise(base: Sample, poisoned: Sample, resamples: int, seed: int) -> str | None:
+    """Why the poison's damage to the mechanism cannot be told from the noise of the prompts; None where it can."""
+    means = (each.effects.mean(axis=1)[None] for each in (base, poisoned))
+    damage, floor = float(1 - row_correlations(*means)[0]), swapped_distance(base, poisoned, resamples, seed)
+    if damage > floor:
+        return None
+    return f"undefined: the poison's damage {damage:.3g} is within the noise of the prompts {floor:.3g}"
 
 
 def swapped_distance(base: Sample, other: Sample, resamples: int, seed: int) -> float:

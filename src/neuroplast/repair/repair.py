@@ -4,30 +4,32 @@ The folder becomes a normal Hugging Face checkpoint, with `repair.json` (what wa
 the frontier of what was tried), `frontier.csv` and `frontier.png` beside it. `repairing.json` says what is mended and
 how; what is measured and trained on the way is in `work/` until everything is done, so an interrupted run goes on.
 
-The mended model is chosen on one set of held-out prompts, and judged on another. The models that are given stay as they
-are.
+A mended model is chosen on one set of held-out prompts, and judged on another: the cheapest that reaches the target on
+the one is taken if it does on the other, too, else the next. The models that are given stay as they are.
 """
 
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
+from math import inf
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from neuroplast.errors import GateError, InputError, StorageError, unknown_name
-from neuroplast.interventions.selection import require_prompts
+from neuroplast.errors import GateError, InputError, StorageError, UnsupportedModelError, unknown_name
 from neuroplast.memory import parse_size
 from neuroplast.models.between import require_same_parts
 from neuroplast.models.network import Network
-from neuroplast.models.sources import LEARNING_RATE, LEARNING_RATES, DType, load_model, weights_sha256
-from neuroplast.models.weights import WeightMap, choose_pieces, grafted
+from neuroplast.models.sources import LEARNING_RATE, DType, load_model, suited_learning_rate, weights_sha256
+from neuroplast.models.weights import WeightMap, choose_pieces, put_weights
 from neuroplast.observer import Observer, Silent
 from neuroplast.repair.check import check_battery, new_damage
 from neuroplast.repair.restored import NO_BASE, Judge, Restored, restored_document
 from neuroplast.repair.strategies import BEST, Candidate, Ranking, grafts, rank_by_gradient, rank_by_ledger, retrain
 from neuroplast.report.repair import REPAIR_FILES, write_repair_report
-from neuroplast.storage import Parts, atomic_file, is_begun, load_json, make_folder, write_json
-from neuroplast.subject import require_whole, versions
+from neuroplast.statistics import MOST_SEED
+from neuroplast.storage import Parts, atomic_file, is_begun, load_json, make_folder, release, write_json
+from neuroplast.subject import require_between, versions
 from neuroplast.tasks import build_prompt_set, load_task
 from neuroplast.tasks.poisons import build_pairs
 from neuroplast.tasks.prompts import PromptSet
@@ -64,7 +66,7 @@ class RepairConfig:
     batch_size: int = 16
     """Examples a step."""
     learning_rate: float | None = None
-    """Peak learning rate of AdamW; None takes one that suits the base."""
+    """Peak learning rate of AdamW; None takes one that suits the model's size."""
     n_battery: int = 32
     """Prompts of each other task that is checked for new damage; 0 checks none, and no text."""
     n_samples: int = 32
@@ -84,20 +86,17 @@ class RepairConfig:
             raise InputError("graft puts the base's weights back: give the base, or take masked or full")
         if not 0 < self.target <= 1:
             raise InputError(f"target must be above 0 and at most 1, got {self.target}")
-        least = {"n_prompts": 2, "n_train": 1, "n_battery": 0, "n_samples": 0, "seed": 0}
-        for name, bound in least.items():
-            require_whole(name, getattr(self, name))
-            if getattr(self, name) < bound:
-                raise InputError(f"{name} must be at least {bound}, got {getattr(self, name)}")
+        for name, least in {"n_prompts": 2, "n_train": 1, "n_battery": 0, "n_samples": 0}.items():
+            require_between(name, getattr(self, name), least)
+        require_between("seed", self.seed, 0, MOST_SEED - OTHER_PROMPTS)
         if not task.counterfactuals:
             raise InputError(f"task {task.name!r} has no counterfactual prompts, and a mechanism is measured with them")
-        self.training()
+        self.training(LEARNING_RATE if self.learning_rate is None else self.learning_rate)
 
-    def training(self) -> FinetuneConfig:
+    def training(self, learning_rate: float) -> FinetuneConfig:
         """How to retrain."""
-        rate = LEARNING_RATES.get(str(self.base), LEARNING_RATE) if self.learning_rate is None else self.learning_rate
         every = max(1, self.steps // 4)
-        return FinetuneConfig(self.steps, self.batch_size, rate, seed=self.seed, save_every=every)
+        return FinetuneConfig(self.steps, self.batch_size, learning_rate, seed=self.seed, save_every=every)
 
     def load(self, source: str, observer: Observer) -> Network:
         """One of the two models."""
@@ -151,7 +150,12 @@ def run_repair(
     elif load_json(out / MARKER) != provenance:
         raise InputError(f"{out} holds another repair (other settings or weights); choose another --out")
     if not (out / RESULT).is_file():
-        document = _Repair(config, base, poisoned, out, observer, memory).run()
+        try:
+            document = _Repair(config, base, poisoned, out, observer, memory).run()
+        except InputError:
+            if not (out / WORK).exists():
+                release(out, MARKER)
+            raise
         write_json(out / RESULT, provenance | document | {"versions": versions()})
     document = load_json(out / RESULT)
     try:
@@ -159,17 +163,20 @@ def run_repair(
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise StorageError(f"{out / RESULT} is damaged ({error!r}); remove it and run again") from error
     shutil.rmtree(out / WORK, ignore_errors=True)
-    return document | {"files": {name: str(out / name) for name in (RESULT, *REPAIR_FILES)}}
+    files = {name: str(out / name) for name in (RESULT, *REPAIR_FILES)}
+    return document | {"files": files | ({"checkpoint": str(out)} if document["strategy"] else {})}
 
 
 def require_reached(document: Mapping[str, Any]) -> None:
-    """Ends where the target was not reached.
+    """Ends where the target was not reached, or something else was damaged on the way.
 
     Raises:
-        GateError: it was not; the best that was found is in the folder.
+        GateError: so it is; the best that was found is in the folder.
     """
     if not document["reached"]:
         raise GateError(document["statement"])
+    if damaged := document["new_damage"]:
+        raise GateError(f"mended, but with new damage to {', '.join(damaged)}")
 
 
 class _Repair:
@@ -186,139 +193,172 @@ class _Repair:
     ) -> None:
         self.config, self.base, self.poisoned, self.out = config, base, poisoned, out
         self.observer, self.memory = observer, memory
-        self.prompts = config.prompts(poisoned, config.seed)
-        require_prompts(self.prompts)
-        self.judge = self._judge(self.prompts, "chosen on")
+        self.whole = sum(weight.numel() for weight in poisoned.module.parameters())
+        self.learning_rate = config.learning_rate or suited_learning_rate(poisoned)
+        self.judge = self._judge("chosen on", config.seed)
+        self.others = self._judge("judged on", config.seed + OTHER_PROMPTS)
         self.examples = config.examples(poisoned)
+        self.why: dict[str, str] = {}
+        """Why a strategy was not tried."""
 
     def run(self) -> dict[str, Any]:
-        config, judge, base = self.config, self.judge, self.base
-        if why := self._nothing_to_mend():
-            return self._document(None, []) | {"reached": True, "statement": f"Nothing to mend: {why}."}
-        by_ledger = None if base is None else rank_by_ledger(judge, base, self.poisoned, self.observer)
-        tried: list[Candidate] = []
-        if base is not None and by_ledger is not None and config.strategy in ("auto", "graft"):
-            tried += grafts(judge, base, self.poisoned, by_ledger, config.target, self.observer)
-        if config.strategy in ("auto", "masked"):
-            ranking = by_ledger or rank_by_gradient(self.poisoned, self.examples, config.batch_size)
-            tried += self._retrain(ranking.most())
-        if config.strategy in ("auto", "full"):
-            tried += self._retrain(None)
-        chosen = choose(tried, config.target)
-        self._write(chosen, by_ledger)
-        return self._document(chosen, tried)
+        if self.judge.is_better:
+            raise InputError(
+                f"{self.config.poisoned} does the task better than {self.config.base}: the order is BASE POISONED"
+            )
+        document: dict[str, Any] = {
+            "strategy": None,
+            "target": self.config.target,
+            "learning_rate": self.learning_rate,
+            "cost": None,
+            "restoration": None,
+            "before": restored_document(self.judge.damage),
+            "spared": None,
+            "new_damage": [],
+            "n_prompts": self.config.n_prompts,
+        }
+        if said := self._nothing_to_mend():
+            return document | {"reached": True, "frontier": [], "statement": f"Nothing to mend: {said}."}
+        tried = self._try()
+        chosen, found = self._settle(tried)
+        mended = self._model(chosen)
+        self._write(mended)
+        document |= {
+            "strategy": chosen.strategy,
+            "reached": found.score is not None and found.score >= self.config.target,
+            "cost": self._candidate_document(chosen)["cost"],
+            "restoration": restored_document(found),
+            "frontier": [self._candidate_document(each) for each in tried],
+            "why": self.why,
+            "statement": self._statement(chosen, found),
+        }
+        if self.config.n_battery:
+            self.observer.say("checking other tasks and text for new damage")
+            spared = check_battery(
+                self.base,
+                self.poisoned,
+                mended,
+                n_prompts=self.config.n_battery,
+                n_samples=self.config.n_samples,
+                seed=self.config.seed,
+                besides=self.config.task,
+            )
+            document |= {"spared": spared, "new_damage": new_damage(spared)}
+        return document
 
-    def _judge(self, prompts: PromptSet, name: str) -> Judge:
+    def _judge(self, name: str, seed: int) -> Judge:
         kept = Parts(self.out / WORK / name.replace(" ", "-"))
-        return Judge(self.base, lambda: self.poisoned, prompts, self.config.seed, kept, self.memory)
+        prompts = self.config.prompts(self.poisoned, seed)
+        return Judge(self.base, lambda: self.poisoned, prompts, self.config.seed, kept, memory=self.memory)
 
     def _nothing_to_mend(self) -> str | None:
         damage, target = self.judge.damage, self.config.target
         if self.base is None:
             right = damage.accuracy.value or 0.0
             return f"{right:.0%} of held-out prompts are right, the target is {target:.0%}" if right >= target else None
-        reasons = [each.why for each in (damage.behaviour, damage.damage_undone) if each.value is None]
-        return reasons[0] if reasons else None
+        return None if damage.score is not None else f"{damage.behaviour.why}; {damage.damage_undone.why}"
+
+    def _try(self) -> list[Candidate]:
+        """Everything that the strategy asks for."""
+        config, judge, base, poisoned = self.config, self.judge, self.base, self.poisoned
+        tried: list[Candidate] = []
+        if config.strategy != "full":
+            try:
+                if base is None:
+                    ranking = rank_by_gradient(poisoned, self.examples, config.batch_size)
+                else:
+                    ranking = rank_by_ledger(judge, base, poisoned, self.observer)
+                if base is not None and config.strategy in ("auto", "graft"):
+                    tried += grafts(judge, base, poisoned, ranking, config.target, self.observer)
+                if config.strategy in ("auto", "masked"):
+                    tried += self._retrain(ranking.most())
+            except UnsupportedModelError as error:
+                if config.strategy != "auto":
+                    raise
+                self.why = dict.fromkeys(("graft", "masked"), str(error))
+        if base is None and config.strategy == "auto":
+            self.why.setdefault("graft", NO_BASE)
+        if config.strategy in ("auto", "full"):
+            tried += self._retrain(None)
+        return tried
 
     def _retrain(self, parts: Ranking | None) -> list[Candidate]:
-        folder = self.out / WORK / ("full" if parts is None else "masked")
-        model = self.config.load(self.config.poisoned, self.observer)
-        return retrain(
-            self.judge, model, self.examples, self.config.training(), folder, parts, self.config.target, self.observer
-        )
+        config, folder = self.config, self.out / WORK / ("full" if parts is None else "masked")
+        model = config.load(config.poisoned, self.observer)
+        training = config.training(self.learning_rate)
+        return retrain(self.judge, model, self.examples, training, folder, parts, config.target, self.observer)
 
-    def _write(self, chosen: Candidate, by_ledger: Ranking | None) -> None:
-        """The chosen model as a checkpoint in the folder itself; whole files only, the weights last."""
+    def _settle(self, tried: Sequence[Candidate]) -> tuple[Candidate, Restored]:
+        """The cheapest that reaches the target on other prompts, too; else the one that comes nearest there."""
+        judged: list[tuple[Candidate, Restored]] = []
+        for candidate in in_turn(tried, self.config.target):
+            found = self.others.judge(candidate.name, partial(self._model, candidate))
+            judged.append((candidate, found))
+            if found.score is not None and found.score >= self.config.target:
+                return judged[-1]
+        return max(judged, key=lambda each: -inf if each[1].score is None else each[1].score)
+
+    def _model(self, candidate: Candidate) -> Network:
+        """A candidate's model."""
+        if candidate.strategy != "graft":
+            return self.config.load(str((self.out / WORK / candidate.strategy / BEST).absolute()), self.observer)
+        model = self.config.load(self.config.poisoned, self.observer)
+        if self.base is not None and candidate.components is not None:
+            put_weights(model, self.base, choose_pieces(WeightMap(self.base).pieces(), candidate.components))
+        return model
+
+    def _write(self, mended: Network) -> None:
+        """The mended model as a checkpoint in the folder itself; whole files only, the weights last."""
         ready = self.out / WORK / "checkpoint"
-        if not ready.is_dir():
-            if chosen.strategy == "graft":
-                assert self.base is not None and by_ledger is not None and chosen.parts is not None
-                components = by_ledger.first(len(chosen.parts)).components
-                pieces = choose_pieces(WeightMap(self.base).pieces(), components)
-                with grafted(self.poisoned, self.base, pieces):
-                    save_checkpoint(self.poisoned, ready)
-            else:
-                shutil.copytree(self.out / WORK / chosen.strategy / BEST, ready)
-        for path in sorted(ready.iterdir(), key=lambda path: (path.suffix == ".safetensors", path.name)):
-            with atomic_file(self.out / path.name) as temporary:
+        save_checkpoint(mended, ready)
+        files = [path for path in ready.rglob("*") if path.is_file()]
+        for path in sorted(files, key=lambda path: (path.suffix == ".safetensors", path.name)):
+            with atomic_file(self.out / path.relative_to(ready)) as temporary:
                 shutil.copyfile(path, temporary)
 
-    def _document(self, chosen: Candidate | None, tried: Sequence[Candidate]) -> dict[str, Any]:
-        whole = sum(weight.numel() for weight in self.poisoned.module.parameters())
-        document: dict[str, Any] = {
-            "strategy": None,
-            "target": self.config.target,
-            "cost": None,
-            "restoration": None,
-            "before": restored_document(self.judge.damage),
-            "frontier": [_candidate_document(each, whole) for each in tried],
-            "n_prompts": self.config.n_prompts,
+    def _candidate_document(self, each: Candidate) -> dict[str, Any]:
+        return {
+            "strategy": each.strategy,
+            "cost": {
+                "parameters": each.parameters,
+                "parameters_share": each.parameters / self.whole,
+                "steps": each.steps,
+                "examples": each.examples,
+                "n_parts": None if each.parts is None else len(each.parts),
+                "parts": None if each.parts is None else list(each.parts),
+            },
+            "restored": restored_document(each.restored),
         }
-        if chosen is None:
-            return document
-        mended = self.config.load(str(self.out), self.observer)
-        others = self._judge(self.config.prompts(mended, self.config.seed + OTHER_PROMPTS), "judged on")
-        found, reached = others.judge("mended", lambda: mended), chosen.score >= self.config.target
-        document |= {
-            "strategy": chosen.strategy,
-            "reached": reached,
-            "cost": _candidate_document(chosen, whole)["cost"],
-            "restoration": restored_document(found),
-            "spared": None,
-            "new_damage": [],
-            "statement": _statement(chosen, whole, found, self.config.target),
-        }
-        if self.config.n_battery:
-            self.observer.say("checking other tasks and text for new damage")
-            first, models = (self.poisoned, {"mended": mended})
-            if self.base is not None:
-                first, models = self.base, {"poisoned": self.poisoned, "mended": mended}
-            spared = check_battery(
-                first,
-                models,
-                n_prompts=self.config.n_battery,
-                n_samples=self.config.n_samples,
-                seed=self.config.seed,
-                besides=self.config.task,
-            )
-            document |= {"spared": spared, "new_damage": new_damage(spared, "poisoned", "mended")}
-        return document
+
+    def _statement(self, chosen: Candidate, found: Restored) -> str:
+        """What was done and what it gave, in a sentence."""
+        parts, steps = _counted(len(chosen.parts or ()), "part"), _counted(chosen.steps, "clean step")
+        share = f"{chosen.parameters / self.whole:.1%} of the weights"
+        did = {
+            "graft": f"base's weights in {parts} ({share})",
+            "masked": f"{steps} of {parts} ({share})",
+            "full": f"{steps} of all weights",
+        }[chosen.strategy]
+        what = "of held-out prompts are right" if self.base is None else "of what was lost is back"
+        share_back = "an undefined share" if found.score is None else f"{found.score:.0%}"
+        said = f"{did}; {share_back} {what}, on prompts that it was not chosen on"
+        if found.score is not None and found.score >= self.config.target:
+            return f"Mended by {chosen.strategy}: {said}."
+        return f"Not mended: the nearest is {chosen.strategy}, {said}; the target is {self.config.target:.0%}."
 
 
-def choose(tried: Sequence[Candidate], target: float) -> Candidate:
-    """The cheapest that reaches the target; where none does, the one that comes nearest."""
+def in_turn(tried: Sequence[Candidate], target: float) -> list[Candidate]:
+    """What reaches the target, the cheapest first; where nothing does, the one that comes nearest.
+
+    Raises:
+        InputError: when nothing could be judged.
+    """
     known = [each for each in tried if each.restored.score is not None]
     if not known:
         raise InputError("no mended model could be judged: the damage is within the noise of the prompts; take more")
-    reaching = [each for each in known if each.score >= target]
-    return min(reaching, key=lambda each: each.cost) if reaching else max(known, key=lambda each: each.score)
+    reaching = sorted((each for each in known if each.score >= target), key=lambda each: each.cost)
+    return reaching or [max(known, key=lambda each: each.score)]
 
 
-def _statement(chosen: Candidate, whole: int, found: Restored, target: float) -> str:
-    """What was done and what it gave, in one or two sentences."""
-    share = f"{chosen.parameters / whole:.1%} of the weights"
-    did = {
-        "graft": f"base's weights in {len(chosen.parts or ())} parts ({share})",
-        "masked": f"{chosen.steps} clean steps of {len(chosen.parts or ())} parts ({share})",
-        "full": f"{chosen.steps} clean steps of all weights",
-    }[chosen.strategy]
-    what = "of held-out prompts are right" if found.mechanism.why == NO_BASE else "of what was lost is back"
-    said = f"on other prompts, {'an undefined share' if found.score is None else f'{found.score:.0%}'} {what}."
-    if chosen.score >= target:
-        return f"Mended by {chosen.strategy}: {did}; {said}"
-    return f"Not mended: {chosen.score:.0%} where the target is {target:.0%}, by {chosen.strategy}: {did}; {said}"
-
-
-def _candidate_document(each: Candidate, whole: int) -> dict[str, Any]:
-    return {
-        "strategy": each.strategy,
-        "cost": {
-            "parameters": each.parameters,
-            "parameters_share": each.parameters / whole,
-            "steps": each.steps,
-            "examples": each.examples,
-            "n_parts": None if each.parts is None else len(each.parts),
-            "parts": None if each.parts is None else list(each.parts),
-        },
-        "restored": restored_document(each.restored),
-    }
+def _counted(n: int, what: str) -> str:
+    return f"{n} {what}" + ("" if n == 1 else "s")

@@ -2,8 +2,9 @@
 
 With the base at hand the number is the smaller of *behaviour*, the share of the lost logit difference that came back,
 and *damage undone*, the share of the distance to base's head effects that was closed (`plasticity.restoration`). A
-model that answers by another mechanism is not mended, nor is one with the right mechanism and no answers. Without the
-base nobody knows what was lost, and the number is the share of held-out prompts that the model does right.
+model that answers by another mechanism is not mended, nor is one with the right mechanism and no answers. Where one of
+them is undefined, because the damage did not touch it beyond the noise of the prompts, the other alone counts. Without
+the base nobody knows what was lost, and the number is the share of held-out prompts that the model does right.
 """
 
 from collections.abc import Callable
@@ -18,7 +19,7 @@ from neuroplast.circuits.evaluate import estimate_document
 from neuroplast.interventions.path_patching import path_patch
 from neuroplast.models.network import Network
 from neuroplast.plasticity.restoration import Sample, restoration
-from neuroplast.statistics import Estimate, Weights, bootstrap_weights, estimate_mean
+from neuroplast.statistics import Estimate, Weights, bootstrap_weights, estimate_mean, interval
 from neuroplast.storage import Parts
 from neuroplast.tasks.prompts import PromptSet
 
@@ -46,9 +47,9 @@ class Restored:
         """What the target is set for; None where it is undefined."""
         if self.mechanism.why == NO_BASE:
             return self.accuracy.value
-        if self.behaviour.value is None or self.damage_undone.value is None:
-            return None
-        return min(self.behaviour.value, self.damage_undone.value)
+        return min(
+            (each.value for each in (self.behaviour, self.damage_undone) if each.value is not None), default=None
+        )
 
 
 Source = Callable[[], Network]
@@ -65,6 +66,8 @@ class Judge:
         prompts: PromptSet,
         seed: int,
         parts: Parts,
+        *,
+        of_base: Parts | None = None,
         memory: str | int | None = None,
     ) -> None:
         """Measures the two ends.
@@ -75,15 +78,16 @@ class Judge:
             prompts: held-out prompts with their counterfactuals.
             seed: seed of the bootstrap.
             parts: keeps what is measured.
+            of_base: keeps what is measured of the base, where several judges share it.
             memory: bound on the process's memory, such as `4GiB`; None takes what is free.
         """
-        self.prompts, self.seed, self.parts, self.memory = prompts, seed, parts, memory
+        self.prompts, self.parts, self.memory = prompts, parts, memory
         self.weights: Weights = bootstrap_weights(len(prompts), seed)
-        self._has_base = base is not None
-        self._base = None if base is None else self.sample("base", lambda: base)
-        self._poisoned = self.sample("poisoned", poisoned)
+        self._seed, self._has_base = seed, base is not None
+        self._base = None if base is None else self._sample("base", lambda: base, of_base or parts)
+        self._poisoned = self._sample("poisoned", poisoned, parts)
 
-    def sample(self, name: str, source: Source) -> Sample:
+    def _sample(self, name: str, source: Source, parts: Parts) -> Sample:
         """What is measured of a model, kept under a name."""
 
         def measure() -> dict[str, Tensor]:
@@ -93,18 +97,25 @@ class Judge:
             found = path_patch(model, self.prompts, memory=self.memory)
             return {"logit_diff": found.clean, "effects": found.effects}
 
-        saved = self.parts.made(name, measure)
+        saved = parts.made(name, measure)
         effects = saved.get("effects", torch.zeros(0, len(self.prompts)))
         return Sample(saved["logit_diff"].double().numpy(), effects.double().numpy())
 
     def judge(self, name: str, source: Source) -> Restored:
         """How far a model is back; what is measured of it is kept under a name."""
-        return self._judge(self.sample(name, source))
+        return self._judge(self._sample(name, source, self.parts))
 
     @property
     def damage(self) -> Restored:
         """The damaged model itself."""
         return self._judge(self._poisoned)
+
+    @property
+    def is_better(self) -> bool:
+        """Whether the damaged model does the task better than the base: then they have changed places."""
+        if self._base is None:
+            return False
+        return float(interval(self.weights @ (self._poisoned.logit_diff - self._base.logit_diff))[0]) > 0
 
     def _judge(self, found: Sample) -> Restored:
         logit_diff = estimate_mean(self.weights, found.logit_diff)
@@ -112,7 +123,7 @@ class Judge:
         if self._base is None:
             unknown = Estimate(None, None, NO_BASE)
             return Restored(logit_diff, accuracy, unknown, unknown, unknown)
-        rows = restoration(self._base, self._poisoned, found, self.weights, self.seed)
+        rows = restoration(self._base, self._poisoned, found, self.weights, self._seed)
         return Restored(logit_diff, accuracy, rows.behaviour, rows.mechanism, rows.damage_undone)
 
 

@@ -44,8 +44,8 @@ class Candidate:
 
     strategy: str
     """`graft`, `masked` or `full`."""
-    parts: tuple[str, ...] | None
-    """The parts that may differ from the damaged model; None for all."""
+    components: tuple[Component, ...] | None
+    """What may differ from the damaged model; None for everything."""
     parameters: int
     """Weights in them."""
     steps: int
@@ -54,6 +54,16 @@ class Candidate:
     """Different clean training examples that were seen."""
     restored: Restored
     """How far it is back."""
+
+    @property
+    def parts(self) -> tuple[str, ...] | None:
+        """The heads, MLPs, norms that may differ; None for all."""
+        return None if self.components is None else tuple(dict.fromkeys(each.part for each in self.components))
+
+    @property
+    def name(self) -> str:
+        """What tells it from the others."""
+        return f"{self.strategy} {len(self.parts or ())} {self.steps}"
 
     @property
     def score(self) -> float:
@@ -90,9 +100,9 @@ class Ranking:
         return self
 
     @property
-    def components(self) -> list[Component]:
+    def components(self) -> tuple[Component, ...]:
         """All components."""
-        return [component for mine in self.parts.values() for component in mine]
+        return tuple(component for mine in self.parts.values() for component in mine)
 
 
 def rank_by_ledger(judge: Judge, base: Network, poisoned: Network, observer: Observer) -> Ranking:
@@ -123,13 +133,19 @@ def rank_by_gradient(model: Network, examples: Sequence[Example], batch_size: in
     members: dict[str, tuple[Component, ...]] = {}
     for component in pieces:
         members[component.part] = (*members.get(component.part, ()), component)
+
+    def left_in(part: str) -> float:
+        return sum(float(squares[piece.name][piece.index].sum()) for piece in choose_pieces(pieces, members[part]))
+
+    order = sorted(members, key=lambda part: -left_in(part))
     whole = sum(float(each.sum()) for each in squares.values()) or 1.0
-    shares = {
-        part: float(sum(squares[piece.name][piece.index].sum() for piece in choose_pieces(pieces, mine))) / whole
-        for part, mine in members.items()
-    }
-    order = sorted(shares, key=lambda part: -shares[part])
-    return Ranking({part: members[part] for part in order}, {part: shares[part] for part in order})
+    shares: dict[str, float] = {}
+    for part in order:  # what several parts share counts in the first of them
+        shares[part] = 0.0
+        for piece in choose_pieces(pieces, members[part]):
+            shares[part] += float(squares[piece.name][piece.index].sum()) / whole
+            squares[piece.name][piece.index] = 0
+    return Ranking({part: members[part] for part in order}, shares)
 
 
 def count_weights(model: Network, components: Iterable[Component] | None) -> int:
@@ -146,7 +162,9 @@ def count_weights(model: Network, components: Iterable[Component] | None) -> int
 def grafts(
     judge: Judge, base: Network, poisoned: Network, ranking: Ranking, target: float, observer: Observer
 ) -> list[Candidate]:
-    """Grafts of the first k parts, for the k that were tried; the fewest that reach the target are among them.
+    """Grafts of the first k parts, for the k that were tried.
+
+    Where more parts never undo less, the fewest that reach the target are among them.
 
     Args:
         judge: judges them.
@@ -166,7 +184,7 @@ def grafts(
             with grafted(poisoned, base, choose_pieces(known, chosen.components)):
                 restored = judge.judge(f"graft {k}", lambda: poisoned)
             parameters = count_weights(base, chosen.components)
-            tried[k] = Candidate("graft", tuple(chosen.parts), parameters, 0, 0, restored)
+            tried[k] = Candidate("graft", chosen.components, parameters, 0, 0, restored)
         return tried[k].score >= target
 
     low, high = 0, 1
@@ -203,13 +221,13 @@ def retrain(
     """
     strategy = "full" if parts is None else "masked"
     steps = build_schedule(config.steps, POINTS)[1:]
-    names, only = (None, None) if parts is None else (tuple(parts.parts), parts.components)
+    only = None if parts is None else parts.components
     parameters = count_weights(model, only)
 
     def candidate(step: int, network: Network) -> Candidate:
         seen = min(len(examples), step * config.batch_size)
         restored = judge.judge(f"{strategy} {step}", lambda: network)
-        return Candidate(strategy, names, parameters, step, seen, restored)
+        return Candidate(strategy, only, parameters, step, seen, restored)
 
     def look(network: Network, step: int) -> bool:
         scores = {each: candidate(each, network).score for each in steps if each <= step}

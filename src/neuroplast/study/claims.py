@@ -2,8 +2,8 @@
 
 Each claim has a null of its own and can come out false; it holds when it holds at every stage that it is about, and
 `by_stage` has them all. The value shown is that of one stage: of poisons, that which moved the logit difference most,
-of recoveries, the poorest. Where it was run with three seeds or more, it is the mean over them, and its interval says
-what another seed would give.
+of recoveries, the poorest. Where it was run with three seeds or more, it is the mean over them, its interval says what
+another seed would give, and the claim has to hold by that interval, too.
 """
 
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ from math import inf
 from typing import Any
 
 from neuroplast.localisation import MOST
-from neuroplast.statistics import ALPHA, FEWEST_SEEDS, is_above, over_seeds
+from neuroplast.statistics import ALPHA, is_above, over_seeds
 
 STATEMENTS = {
     "amplification": "Task fine-tuning strengthens the existing circuit",
@@ -69,13 +69,15 @@ def _claim(name: str, found: Found, shown: str | None, why: str) -> dict[str, An
     if shown is None:
         return claim | {"value": None, "ci95": None, "supported": None, "why": why}
     verdicts = [each["supported"] for each in found.values()]
-    supported = None if None in verdicts and False not in verdicts else all(verdicts)
-    claim |= found[shown] | {"supported": supported, "stage": shown, "by_stage": dict(found)}
+    claim |= found[shown] | {"stage": shown, "by_stage": dict(found)}
     same = [each["value"] for stage, each in found.items() if _without_seed(stage) == _without_seed(shown)]
-    if len(same) >= FEWEST_SEEDS and (mean := over_seeds(same)).value is not None:
-        said = f"mean over {len(same)} seeds; {shown}: {claim['why']}"
+    mean = over_seeds(same)
+    if found[shown]["ci95"] is not None and mean.ci95 is not None:  # a count has no interval over seeds either
+        n = sum(value is not None for value in same)
+        said = f"mean over {n} seeds; {shown}: {claim['why']}"
         claim |= {"value": mean.value, "ci95": mean.ci95, "why": said}
-    return claim
+        verdicts.append(is_above(mean.ci95, MOST))
+    return claim | {"supported": None if None in verdicts and False not in verdicts else all(verdicts)}
 
 
 def _without_seed(stage: str) -> str:

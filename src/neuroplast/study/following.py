@@ -25,6 +25,7 @@ from neuroplast.localisation import MatchedTest, draw_matched, matched_test
 from neuroplast.models.network import Network
 from neuroplast.observer import Observer
 from neuroplast.plasticity.dynamics import Way, coupling, half_way, half_way_of_mean, hysteresis, random_couplings
+from neuroplast.plasticity.restoration import Sample, within_noise
 from neuroplast.plasticity.trajectory import (
     QUANTITIES,
     TOTAL,
@@ -157,14 +158,16 @@ class FollowStudy:
         """
         goal = base[self.rows]
         broken, healed = (self._similarities(each, base_effects) for each in (there, back))
+        undefined = self._undamaged(base_effects, there)
         times = {
             "break": {
                 "logit_diff": half_way_of_mean(there.steps, there.logit_diff, there.logit_diff[-1], self.weights),
-                "mechanism": half_way(there.steps, _each(broken), broken[-1], self.weights),
+                "mechanism": undefined or half_way(there.steps, _each(broken), broken[-1], self.weights),
             },
             "heal": {
                 "logit_diff": half_way_of_mean(back.steps, back.logit_diff, goal, self.weights),
-                "mechanism": half_way(back.steps, _each(healed), lambda rows: np.ones(len(rows)), self.weights),
+                "mechanism": undefined
+                or half_way(back.steps, _each(healed), lambda rows: np.ones(len(rows)), self.weights),
             },
         }
         classes = {} if circuit is None else classes_of(circuit)
@@ -185,6 +188,15 @@ class FollowStudy:
             return lambda rows: row_correlations(rows @ effects.T, rows @ ours.T)
 
         return [similarity(each) for each in found.effects.reshape(len(found.steps), -1, len(self.rows))]
+
+    def _undamaged(self, base_effects: Float[np.ndarray, "layer head prompt"], there: Trajectory) -> Estimate | None:
+        """Why the mechanism has no half-way steps: the poison left it as it was, as far as the prompts tell."""
+        base, poisoned = (
+            Sample(there.logit_diff[row], effects.reshape(-1, len(self.rows)))
+            for row, effects in ((0, base_effects[..., self.rows]), (-1, there.effects[-1]))
+        )
+        why = within_noise(base, poisoned, self.config.resamples, self.config.seeds[0])
+        return Estimate(None, None, why) if why else None
 
     def _share_of_ld(self, found: Trajectory, part: np.ndarray | None, row: int) -> dict[str, Any]:
         """A part of LD ÷ LD, of means; undefined where the interval of LD reaches 0."""
@@ -207,9 +219,19 @@ class FollowStudy:
         for quantity in QUANTITIES:
             values = found.by_role.get((quantity, name))
             if values is not None:
-                known = np.nan_to_num(values[row], nan=float(np.nanmean(values[row])))
-                document[quantity] = estimate_document(estimate_mean(self.weights, known))
+                document[quantity] = estimate_document(self._mean_of_known(values[row]))
         return document
+
+    def _mean_of_known(self, values: Float[np.ndarray, "prompt"]) -> Estimate:
+        """The mean over the prompts that have a value, such as a name to copy."""
+        known = np.isfinite(values)
+        filled = np.where(known, values, 0.0)
+
+        def mean(rows: Float[np.ndarray, "some prompt"]) -> NDArray[np.float64]:
+            there = rows @ known
+            return np.divide(rows @ filled, there, out=np.full(len(rows), np.nan), where=there > 0)
+
+        return estimate(self.weights, mean)
 
     def _coupling_document(
         self, there: Trajectory, back: Trajectory, name: str, heads: Sequence[Node]

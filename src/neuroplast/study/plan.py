@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from neuroplast.errors import InputError, unknown_name
 from neuroplast.models.sources import LEARNING_RATE, LEARNING_RATES, DType
+from neuroplast.statistics import MOST_SEED
 from neuroplast.tasks import TASKS, load_task
 from neuroplast.tasks.poisons import load_poison
 from neuroplast.training.data import Loss
@@ -41,7 +42,7 @@ class StudyConfig(BaseModel):
     """Names of the poisons; each gets its own poisoned and recovered stage. Unless given, those of the task."""
     preset: str = "quick"
     """The preset that the other settings started from."""
-    seeds: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)] = [0]
+    seeds: Annotated[list[Annotated[int, Field(ge=0, le=MOST_SEED)]], Field(min_length=1)] = [0]
     """Seeds of training data and order; the first also draws the prompts that are measured."""
     counterfactual: str = "abc"
     """How the measured prompts are broken; unless given, the task's first way."""

@@ -44,6 +44,7 @@ from neuroplast.errors import InputError, TrainingDivergedError, unknown_name
 from neuroplast.models.network import Network, logits_at
 from neuroplast.models.sources import quiet_transformers
 from neuroplast.models.weights import WeightMap, choose_pieces
+from neuroplast.statistics import MOST_SEED
 from neuroplast.storage import (
     atomic_folder,
     hash_state,
@@ -107,6 +108,8 @@ class FinetuneConfig:
                 raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.seed < 0:
             raise InputError(f"seed must be at least 0, got {self.seed}")
+        if self.seed > MOST_SEED:
+            raise InputError(f"seed must be at most {MOST_SEED}, got {self.seed}")
         if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
             raise InputError(f"learning_rate must be above 0, got {self.learning_rate}")
 
@@ -339,7 +342,8 @@ class _Follower(TrainerCallback):
         if step in self.keep:
             self._require_finite()
             save_checkpoint(self.model, self.keep[step])
-        if step % config.save_every == 0 and step < config.steps:
+        # A save where a visit ended the training would be gone on from.
+        if step % config.save_every == 0 and step < config.steps and not control.should_training_stop:
             self._save(step)
         if step == config.steps:
             self._require_finite()
