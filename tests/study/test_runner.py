@@ -21,11 +21,11 @@ from neuroplast.tasks import ioi
 from neuroplast.tasks.prompts import REFERENCE_SEED, build_prompt_set, load_records
 
 STAGES = ("base", "tuned", "control/equal_steps", "poisoned/subject_duplication", "recovered/subject_duplication")
-SETTINGS = {"n_prompts": 10, "resamples": 100, "save_every": 1}
+SETTINGS = {"n_prompts": 10, "resamples": 100, "save_every": 1, "compare_drift": 1, "compare_battery": 2}
 
 # Runs the study in a process of its own that kills itself, as SIGKILL does, at the n-th call of one function.
 DRIVER = """
-import os, shutil, signal, sys
+import json, os, shutil, signal, sys
 from pathlib import Path
 from neuroplast import storage
 from neuroplast.models.network import Network
@@ -34,6 +34,7 @@ from neuroplast.study.runner import _Run
 from neuroplast.training import finetune
 
 out, where, count = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+SETTINGS = json.loads(sys.argv[4])
 left = [count]
 HOMES = {"training": (finetune.__globals__["_Follower"], "on_step_end"), "sweep": (Network, "run_layer"),
          "write": (Path, "rename"), "small write": (Path, "replace"), "removal": (shutil, "rmtree"),
@@ -48,7 +49,7 @@ if where in HOMES:
         return former(*args, **kwargs)
     setattr(home, name, dying)
 
-run_study(build_config("smoke", {"n_prompts": 10, "resamples": 100, "save_every": 1}), out)
+run_study(build_config("smoke", SETTINGS), out)
 """
 
 
@@ -237,7 +238,8 @@ def test_a_finished_study_is_not_done_again(run: Path):
 )
 def test_a_study_killed_anywhere_ends_with_the_same_summary(run: Path, tmp_path: Path, where: str, count: int):
     out = tmp_path / "run"
-    killed = subprocess.run([sys.executable, "-c", DRIVER, str(out), where, str(count)], capture_output=True, text=True)
+    command = [sys.executable, "-c", DRIVER, str(out), where, str(count), json.dumps(SETTINGS)]
+    killed = subprocess.run(command, capture_output=True, text=True)
     assert killed.returncode == -9, killed.stderr
     assert not (out / "summary.json").exists()
     run_study(smoke(), out, Silent())
