@@ -1,8 +1,9 @@
 """Runs a study, stage by stage, and continues one that was interrupted.
 
 A stage's files appear in this order, each whole or not at all: `trajectory/` while it is trained, `checkpoint/`,
-`effects.safetensors`, its circuits, `measures.json`, `trajectory.json`, `comparison.json`. What exists is not made again, so the same command after a kill does only what is missing, and
-the numbers are those of an undisturbed run: all that a file depends on is the settings and the files before it.
+`effects.safetensors`, its circuits, `measures.json`, `trajectory.json`, `comparison.json`. What exists is not made
+again, so the same command after a kill does only what is missing, and the numbers are those of an undisturbed run:
+all that a file depends on is the settings and the files before it.
 """
 
 import os
