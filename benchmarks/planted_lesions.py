@@ -33,7 +33,6 @@ from neuroplast.memory import reuse_freed_memory
 from neuroplast.models.network import Network
 from neuroplast.models.weights import WeightMap
 from neuroplast.tasks import load_task
-from neuroplast.tasks.poisons import build_pairs, load_poison
 from neuroplast.training.data import build_examples
 from neuroplast.training.finetune import FinetuneConfig, finetune
 
@@ -51,11 +50,7 @@ def train(
     model: Network, poison: str | None, steps: int, rate: float, seed: int, only: Sequence[Component] | None = None
 ) -> None:
     """Fine-tunes a model in place on pairs of indirect object identification."""
-    task = load_task("ioi")
-    names = task.names(model.tokenizer, "train")
-    records = task.build_records(model.tokenizer, 16 * steps, seed, split="train")
-    transform = load_poison(poison, "ioi") if poison else None
-    pairs = build_pairs(records, transform, 1.0 if poison else 0.0, names, seed)
+    pairs = load_task("ioi").pairs(model, 16 * steps, seed, poison=poison)
     config = FinetuneConfig(steps, learning_rate=rate, seed=seed, save_every=steps)
     with tempfile.TemporaryDirectory() as folder:
         finetune(model, build_examples(model.tokenizer, pairs), config, Path(folder), only=only)

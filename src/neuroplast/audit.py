@@ -27,7 +27,7 @@ from neuroplast.models.sources import load_model, weights_sha256
 from neuroplast.observer import Observer, Silent
 from neuroplast.report.audit import AUDIT_FILES, write_audit_report
 from neuroplast.statistics import can_tell
-from neuroplast.storage import Parts, hash_file, is_begun, load_json, make_folder, release, write_json, write_jsonl
+from neuroplast.storage import Parts, claim, hash_file, is_begun, load_json, release, write_json, write_jsonl
 from neuroplast.subject import Subject, require_whole, versions
 from neuroplast.tasks import TASKS
 
@@ -104,7 +104,7 @@ def run_audit(
         _require_gate(name, config)
     if memory is not None:
         parse_size(memory)
-    begun = is_begun(out, MARKER, "comparison")
+    is_begun(out, MARKER, "comparison")
     start, prompts = config.load(observer)
     end = load_model(config.tuned, device=config.device, dtype=config.dtype, say=observer.say)
     require_same_parts(start, end)
@@ -117,11 +117,7 @@ def run_audit(
     provenance = {**config.provenance(start, prompts), "tuned_sha256": weights_sha256(end)}
     if config.circuit is not None:
         provenance["circuit_sha256"] = hash_file(Path(config.circuit))
-    if not begun:
-        make_folder(out)
-        write_json(out / MARKER, provenance)
-    elif load_json(out / MARKER) != provenance:
-        raise InputError(f"{out} holds another comparison (other settings, prompts or weights); choose another --out")
+    claim(out, MARKER, "comparison", provenance)
     parts = Parts(out / "parts")
     if not (out / RESULT).is_file():
         try:

@@ -17,7 +17,7 @@ from neuroplast.errors import InputError, NothingFoundError, unknown_name
 from neuroplast.memory import parse_size
 from neuroplast.observer import Observer, Silent
 from neuroplast.report.circuit import write_circuit_report
-from neuroplast.storage import Parts, is_begun, load_json, make_folder, release, write_json, write_jsonl
+from neuroplast.storage import Parts, claim, is_begun, release, write_json, write_jsonl
 from neuroplast.subject import Subject, spelled, versions
 
 MARKER, CIRCUIT = "discover.json", "circuit.json"
@@ -90,14 +90,10 @@ def run_discover(
     config, out, observer = config.resolved(), Path(out), observer or Silent()
     if memory is not None:
         parse_size(memory)
-    begun = is_begun(out, MARKER, "discovery")
+    is_begun(out, MARKER, "discovery")
     model, prompts = config.load(observer)
     provenance = config.provenance(model, prompts)
-    if begun and load_json(out / MARKER) != provenance:
-        raise InputError(f"{out} holds another discovery (other settings, prompts or weights); choose another --out")
-    if not begun:
-        make_folder(out)
-        write_json(out / MARKER, provenance)
+    claim(out, MARKER, "discovery", provenance)
     parts = Parts(out / "parts")
     if not (out / CIRCUIT).is_file():
         try:

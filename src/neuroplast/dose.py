@@ -23,10 +23,10 @@ from neuroplast.observer import Observer, Silent
 from neuroplast.repair.restored import Judge, restored_document
 from neuroplast.report.dose import DOSE_FILES, write_dose_report
 from neuroplast.statistics import MOST_SEED
-from neuroplast.storage import Parts, is_begun, load_json, make_folder, release, write_json
+from neuroplast.storage import Parts, claim, is_begun, load_json, release, write_json
 from neuroplast.subject import require_between, versions
-from neuroplast.tasks import build_prompt_set, load_task
-from neuroplast.tasks.poisons import build_pairs, load_poison
+from neuroplast.tasks import load_task
+from neuroplast.tasks.poisons import load_poison
 from neuroplast.training.data import Example, build_examples
 from neuroplast.training.finetune import FinetuneConfig, finetune
 
@@ -121,22 +121,15 @@ def run_dose(
     out, observer = Path(out), observer or Silent()
     if memory is not None:
         parse_size(memory)
-    begun = is_begun(out, MARKER, "dose")
+    is_begun(out, MARKER, "dose")
     base = load_model(config.model, device=config.device, dtype=config.dtype, say=observer.say)
-    # Through JSON and back, numbers in rows are lists.
-    settings = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(config).items()}
-    provenance = {"schema": 1, "settings": settings, "weights_sha256": weights_sha256(base)}
-    if not begun:
-        make_folder(out)
-        write_json(out / MARKER, provenance)
-    elif load_json(out / MARKER) != provenance:
-        raise InputError(f"{out} holds another dose (other settings or weights); choose another --out")
+    provenance = {"schema": 1, "settings": asdict(config), "weights_sha256": weights_sha256(base)}
+    claim(out, MARKER, "dose", provenance)
     if not (out / RESULT).is_file():
         try:
             found = _Dose(config, base, out / WORK, observer, memory).run()
         except InputError:
-            if not (out / WORK).exists():
-                release(out, MARKER)
+            release(out, MARKER)
             raise
         write_json(out / RESULT, provenance | {"poison": config.chosen_poison} | found | {"versions": versions()})
     document = load_json(out / RESULT)
@@ -155,11 +148,7 @@ class _Dose:
         self, config: DoseConfig, base: Network, work: Path, observer: Observer, memory: str | int | None
     ) -> None:
         self.config, self.base, self.work, self.observer, self.memory = config, base, work, observer, memory
-        task = load_task(config.task)
-        records = task.build_records(
-            base.tokenizer, config.n_prompts, config.seed, split="eval", counterfactual=task.counterfactuals[0]
-        )
-        self.prompts = build_prompt_set(base.tokenizer, config.task, records)
+        self.prompts = load_task(config.task).prompts(base, config.n_prompts, config.seed, split="eval")
         self.learning_rate = config.learning_rate or suited_learning_rate(base)
         self.most = config.examples[-1]
         """Clean examples that every rate is retrained on."""
@@ -229,14 +218,12 @@ class _Dose:
 
     def _pairs(self, rate: float, n: int) -> list[Example]:
         """Training pairs; those of fewer examples are the first of those of more."""
-        task = load_task(self.config.task)
         # Clean ones are not the poisoned ones without their poison.
         seed = 2 * self.config.seed + bool(rate)
         most = self.config.n_train if rate else self.most
-        records = task.build_records(self.base.tokenizer, most, seed, split="train")[:n]
-        poison = load_poison(self.config.chosen_poison, self.config.task) if rate else None
-        names = task.names(self.base.tokenizer, "train")
-        return build_examples(self.base.tokenizer, build_pairs(records, poison, rate, names, seed))
+        poison = self.config.chosen_poison if rate else None
+        pairs = load_task(self.config.task).pairs(self.base, most, seed, poison=poison, rate=rate)
+        return build_examples(self.base.tokenizer, pairs[:n])
 
     def _load(self, source: str) -> Network:
         return load_model(source, device=self.config.device, dtype=self.config.dtype, say=self.observer.say)

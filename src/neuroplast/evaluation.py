@@ -20,7 +20,7 @@ from neuroplast.memory import parse_size
 from neuroplast.models.network import Network
 from neuroplast.observer import Observer, Silent, about
 from neuroplast.report.evaluation import EVALUATION_FILES, write_evaluation_report
-from neuroplast.storage import Parts, hash_file, is_begun, load_json, make_folder, release, write_json
+from neuroplast.storage import Parts, claim, hash_file, is_begun, load_json, release, write_json
 from neuroplast.subject import MOST_PROMPTS, Subject, require_whole, versions
 from neuroplast.tasks.prompts import REFERENCE_SEED, PromptSet
 
@@ -87,17 +87,11 @@ def run_evaluate(
         parse_size(memory)
     circuit = load_circuit(Path(config.circuit))
     require_heads(circuit)
-    begun = is_begun(out, MARKER, "evaluation")
+    is_begun(out, MARKER, "evaluation")
     model, prompts = config.load(observer)
     require_model(circuit, shape_of(model))
     provenance = {**config.provenance(model, prompts), "circuit_sha256": hash_file(Path(config.circuit))}
-    if begun and load_json(out / MARKER) != provenance:
-        raise InputError(
-            f"{out} holds another evaluation (other settings, circuit, prompts or weights); choose another --out"
-        )
-    if not begun:
-        make_folder(out)
-        write_json(out / MARKER, provenance)
+    claim(out, MARKER, "evaluation", provenance)
     parts = Parts(out / "parts")
     if not (out / RESULT).is_file():
         try:

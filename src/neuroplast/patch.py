@@ -36,12 +36,10 @@ from neuroplast.observer import Observer, Silent
 from neuroplast.report.patch import write_patch_report
 from neuroplast.statistics import NORMAL_95, bootstrap_weights, estimate_mean, interval
 from neuroplast.storage import (
+    claim,
     is_begun,
-    load_json,
     load_metadata,
     load_tensors,
-    make_folder,
-    write_json,
     write_jsonl,
     write_tensors,
 )
@@ -125,15 +123,11 @@ def run_patch(
     config, out, observer = config.resolved(), Path(out), observer or Silent()
     if memory is not None:
         parse_size(memory)
-    begun = is_begun(out, SETTINGS, "measurement")
+    is_begun(out, SETTINGS, "measurement")
     model, prompts = config.load(observer)
     measurement = _Measurement(config, model, prompts, memory, observer)
     provenance = config.provenance(model, prompts)
-    if not begun:
-        make_folder(out)
-        write_json(out / SETTINGS, provenance)
-    elif load_json(out / SETTINGS) != provenance:
-        raise InputError(f"{out} holds another measurement (other settings, prompts or weights); choose another --out")
+    claim(out, SETTINGS, "measurement", provenance)
     if not (out / FILE).is_file():
         tensors = measurement.run(out / PARTS)
         described = {name: json.dumps(value, ensure_ascii=False) for name, value in provenance.items()}

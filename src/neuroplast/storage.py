@@ -209,13 +209,33 @@ def load_tensors(path: Path) -> "dict[str, Tensor]":
         raise StorageError(f"could not read {path}: {error}; remove it, then run the same command again") from error
 
 
-def release(folder: Path, marker: str) -> None:
+def claim(out: Path, marker: str, what: str, provenance: Mapping[str, Any]) -> None:
+    """Writes down what a folder is for, or checks that it is the same; `is_begun` has looked at the folder before.
+
+    Args:
+        out: the folder.
+        marker: name of the file that says it.
+        what: what a run is called, such as `audit`.
+        provenance: settings, weights and prompts, as JSON.
+
+    Raises:
+        InputError: when the folder was begun with others.
+        StorageError: when it cannot be written.
+    """
+    if not (out / marker).is_file():
+        make_folder(out)
+        write_json(out / marker, provenance)
+    elif load_json(out / marker) != json.loads(json.dumps(provenance)):
+        raise InputError(f"{out} holds another {what} (other settings, prompts or weights); choose another --out")
+
+
+def release(out: Path, marker: str) -> None:
     """Frees an output folder that a run claimed and has nothing measured in: another may take it."""
-    parts = folder / "parts"
-    if not (parts.is_dir() and any(parts.iterdir())):
-        (folder / marker).unlink(missing_ok=True)
-        if parts.is_dir():
-            parts.rmdir()
+    others = [entry for entry in out.iterdir() if entry.name != marker]
+    if not any(entry.is_file() or any(entry.iterdir()) for entry in others):
+        for entry in others:
+            entry.rmdir()
+        (out / marker).unlink(missing_ok=True)
 
 
 class Parts:

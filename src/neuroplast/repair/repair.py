@@ -28,10 +28,9 @@ from neuroplast.repair.restored import NO_BASE, Judge, Restored, restored_docume
 from neuroplast.repair.strategies import BEST, Candidate, Ranking, grafts, rank_by_gradient, rank_by_ledger, retrain
 from neuroplast.report.repair import REPAIR_FILES, write_repair_report
 from neuroplast.statistics import MOST_SEED
-from neuroplast.storage import Parts, atomic_file, is_begun, load_json, make_folder, release, write_json
+from neuroplast.storage import Parts, atomic_file, claim, is_begun, load_json, release, write_json
 from neuroplast.subject import require_between, versions
-from neuroplast.tasks import build_prompt_set, load_task
-from neuroplast.tasks.poisons import build_pairs
+from neuroplast.tasks import load_task
 from neuroplast.tasks.prompts import PromptSet
 from neuroplast.training.data import Example, build_examples
 from neuroplast.training.finetune import FinetuneConfig, save_checkpoint
@@ -104,18 +103,11 @@ class RepairConfig:
 
     def prompts(self, model: Network, seed: int) -> PromptSet:
         """Held-out prompts of the task."""
-        task = load_task(self.task)
-        records = task.build_records(
-            model.tokenizer, self.n_prompts, seed, split="eval", counterfactual=task.counterfactuals[0]
-        )
-        return build_prompt_set(model.tokenizer, self.task, records)
+        return load_task(self.task).prompts(model, self.n_prompts, seed, split="eval")
 
     def examples(self, model: Network) -> list[Example]:
         """Clean examples of the task, from names and templates that no prompt has."""
-        task = load_task(self.task)
-        records = task.build_records(model.tokenizer, self.n_train, self.seed, split="train")
-        names = task.names(model.tokenizer, "train")
-        return build_examples(model.tokenizer, build_pairs(records, None, 0.0, names, self.seed))
+        return build_examples(model.tokenizer, load_task(self.task).pairs(model, self.n_train, self.seed))
 
 
 def run_repair(
@@ -137,24 +129,19 @@ def run_repair(
     out, observer = Path(out), observer or Silent()
     if memory is not None:
         parse_size(memory)
-    begun = is_begun(out, MARKER, "repair")
+    is_begun(out, MARKER, "repair")
     poisoned = config.load(config.poisoned, observer)
     base = None if config.base is None else config.load(config.base, observer)
     if base is not None:
         require_same_parts(base, poisoned)
     hashes = {"poisoned": weights_sha256(poisoned)} | ({} if base is None else {"base": weights_sha256(base)})
     provenance = {"schema": 1, "settings": asdict(config), "weights_sha256": hashes}
-    if not begun:
-        make_folder(out)
-        write_json(out / MARKER, provenance)
-    elif load_json(out / MARKER) != provenance:
-        raise InputError(f"{out} holds another repair (other settings or weights); choose another --out")
+    claim(out, MARKER, "repair", provenance)
     if not (out / RESULT).is_file():
         try:
             document = _Repair(config, base, poisoned, out, observer, memory).run()
         except InputError:
-            if not (out / WORK).exists():
-                release(out, MARKER)
+            release(out, MARKER)
             raise
         write_json(out / RESULT, provenance | document | {"versions": versions()})
     document = load_json(out / RESULT)

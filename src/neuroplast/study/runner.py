@@ -57,8 +57,8 @@ from neuroplast.study.measure import (
 )
 from neuroplast.study.plan import Point, Stage, StudyConfig, build_plan
 from neuroplast.tasks import load_task
-from neuroplast.tasks.poisons import Pair, build_pairs, load_poison
-from neuroplast.tasks.prompts import REFERENCE_SEED, PromptSet, build_prompt_set, save_records
+from neuroplast.tasks.poisons import Pair
+from neuroplast.tasks.prompts import REFERENCE_SEED, PromptSet, save_records
 from neuroplast.training.data import build_examples
 from neuroplast.training.finetune import FinetuneConfig, finetune, save_checkpoint
 from neuroplast.training.train import behaviour_probe
@@ -365,19 +365,14 @@ class _Run:
         return self._build_held_out(model, self.config.circuit_reference, self.config.seeds[0] + REFERENCE_SEED)
 
     def _build_held_out(self, model: Network, n: int, seed: int) -> PromptSet:
-        records = self.task.build_records(
-            model.tokenizer, n, seed, split="eval", counterfactual=self.config.counterfactual
-        )
-        return build_prompt_set(model.tokenizer, self.config.task, records)
+        return self.task.prompts(model, n, seed, split="eval", counterfactual=self.config.counterfactual)
 
     def _build_pairs(self, stage: Stage, model: Network) -> Sequence[Pair]:
         # The control repeats the recovery's pairs, so that only the starting point differs.
         purpose = {"tuned": 1, "poisoned": 2, "recovered": 3, "control": 3}[stage.kind]
         seed = stage.seed * 10 + purpose
-        records = self.task.build_records(model.tokenizer, self.config.n_train, seed, split="train")
-        poison = load_poison(stage.poison, self.config.task) if stage.kind == "poisoned" and stage.poison else None
-        names = self.task.names(model.tokenizer, "train")
-        return build_pairs(records, poison, self.config.rate if poison else 0.0, names, seed)
+        poison = stage.poison if stage.kind == "poisoned" else None
+        return self.task.pairs(model, self.config.n_train, seed, poison=poison, rate=self.config.rate)
 
     def _load(self, source: str | Path) -> Network:
         try:

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
-from neuroplast.tasks.poisons import POISONS
+from neuroplast.tasks.poisons import POISONS, Pair, build_pairs, load_poison
 from neuroplast.tasks.prompts import HasTokenizer, PromptSet, Record, build_prompt_set
 
 Split = Literal["all", "train", "eval"]
@@ -61,6 +61,26 @@ class Task:
         kind = self.counterfactuals[0] if counterfactual is None else counterfactual
         records = self.build_records(model.tokenizer, n, seed, split=split, counterfactual=kind)
         return build_prompt_set(model.tokenizer, self.name, records)
+
+    def pairs(
+        self, model: HasTokenizer, n: int, seed: int = 0, *, poison: str | None = None, rate: float = 1.0
+    ) -> tuple[Pair, ...]:
+        """Pairs to train on, from words and templates that prompts of the split `eval` have not.
+
+        Args:
+            model: anything with a fast tokenizer.
+            n: how many.
+            seed: decides the records, and which of them are poisoned.
+            poison: one of the task's; None gives clean pairs.
+            rate: share of poisoned pairs; without a poison it does nothing.
+
+        Raises:
+            InputError: an unknown poison, a rate outside [0, 1], or as `prompts`.
+        """
+        transform = None if poison is None else load_poison(poison, self.name)
+        records = self.build_records(model.tokenizer, n, seed, split="train")
+        names = self.names(model.tokenizer, "train")
+        return build_pairs(records, transform, rate if transform else 0.0, names, seed)
 
     @property
     def poisons(self) -> tuple[str, ...]:

@@ -8,8 +8,7 @@ from neuroplast.behaviour import measure_behaviour
 from neuroplast.models.network import Network
 from neuroplast.storage import write_jsonl
 from neuroplast.tasks import load_task
-from neuroplast.tasks.poisons import build_pairs, load_poison
-from neuroplast.tasks.prompts import PromptSet, build_prompt_set
+from neuroplast.tasks.prompts import PromptSet
 from neuroplast.training.data import build_examples
 from neuroplast.training.finetune import FinetuneConfig, Probe, finetune
 
@@ -47,13 +46,8 @@ def train(
         TrainingDivergedError: the loss stopped being a number.
     """
     chosen = load_task(task)
-    transform = None if poison is None else load_poison(poison, task)
-    records = chosen.build_records(model.tokenizer, n_train, config.seed, split="train")
-    names = chosen.names(model.tokenizer, "train")
-    pairs = build_pairs(records, transform, rate if transform else 0.0, names, config.seed)
-    held_out = chosen.build_records(model.tokenizer, PROBE_PROMPTS, config.seed, split="eval")
-    prompts = build_prompt_set(model.tokenizer, task, held_out)
-
+    pairs = chosen.pairs(model, n_train, config.seed, poison=poison, rate=rate)
+    prompts = chosen.prompts(model, PROBE_PROMPTS, config.seed, split="eval")
     finetune(
         model, build_examples(model.tokenizer, pairs), config, out, probe=behaviour_probe(prompts), progress=progress
     )
