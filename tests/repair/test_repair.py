@@ -22,7 +22,7 @@ from neuroplast.training import FinetuneConfig, train
 from neuroplast.training.finetune import save_checkpoint
 
 SHORT = {"target": 0.3, "steps": 5, "n_battery": 0}
-SMALL = {"n_prompts": 32, "n_battery": 4, "n_samples": 2, "n_train": 256}
+SMALL = {"n_prompts": 32, "n_battery": 4, "n_train": 256}
 
 
 class KilledError(Exception):

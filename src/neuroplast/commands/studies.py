@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from neuroplast.commands.options import Device, Json, Memory, Model, Quiet, Task
+from neuroplast.commands.options import Device, Dtype, Json, Memory, Model, Quiet, Task
 from neuroplast.terminal import print_dose, print_files, print_json, print_story, stderr, stdout
 
 
@@ -126,6 +126,7 @@ def dose(
     seed: Annotated[int, typer.Option(help="Prompts, pairs and their order.")] = 0,
     memory: Memory = None,
     device: Device = "cpu",
+    dtype: Dtype = "float32",
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -147,6 +148,7 @@ def dose(
         learning_rate=learning_rate,
         seed=seed,
         device=device,
+        dtype=dtype,  # pyright: ignore[reportArgumentType] - checked there
     )
     with Progress(stderr, quiet or as_json) as progress:
         document = run_dose(config, out, progress, memory=memory)

@@ -16,7 +16,7 @@ from neuroplast.circuits.evaluate import estimate_document
 from neuroplast.comparison.behaviour_change import behaviour_change
 from neuroplast.comparison.comparison import TEXT
 from neuroplast.comparison.spared import build_battery
-from neuroplast.comparison.text import LENGTH, log_likelihood, sample_text
+from neuroplast.comparison.text import log_likelihood, sample_text
 from neuroplast.comparison.verdict import status_of
 from neuroplast.errors import InputError
 from neuroplast.models.network import Network
@@ -32,7 +32,6 @@ def check_battery(
     mended: Network,
     *,
     n_prompts: int,
-    n_samples: int,
     seed: int,
     besides: str,
 ) -> dict[str, dict[str, Any]]:
@@ -43,7 +42,6 @@ def check_battery(
         poisoned: the damaged model.
         mended: the mended one.
         n_prompts: prompts of each task.
-        n_samples: samples of text; 0 leaves it out.
         seed: seed of both.
         besides: the task that is left out.
 
@@ -60,9 +58,7 @@ def check_battery(
             own = measure_behaviour(base, prompts).logit_diff
             for which, theirs in ((POISONED, before), (MENDED, after)):
                 found[name][which] = _told(behaviour_change(own, theirs, NO_DRIFT, seed).kept)
-    if n_samples:
-        found[TEXT] = _check_text(base, poisoned, mended, n_samples, seed)
-    return found
+    return found | {TEXT: _check_text(base, poisoned, mended, seed)}
 
 
 def new_damage(found: Mapping[str, Mapping[str, Any]]) -> list[str]:
@@ -77,9 +73,9 @@ def new_damage(found: Mapping[str, Mapping[str, Any]]) -> list[str]:
     )
 
 
-def _check_text(base: Network | None, poisoned: Network, mended: Network, n: int, seed: int) -> dict[str, Any]:
+def _check_text(base: Network | None, poisoned: Network, mended: Network, seed: int) -> dict[str, Any]:
     try:
-        text = sample_text(base or poisoned, n, LENGTH, seed)
+        text = sample_text(base or poisoned, seed=seed)
     except InputError as error:  # the tokenizer has nothing to begin with
         return {"why": str(error)}
     weights = bootstrap_weights(len(text.tokens), seed)

@@ -68,8 +68,6 @@ class RepairConfig:
     """Peak learning rate of AdamW; None takes one that suits the model's size."""
     n_battery: int = 32
     """Prompts of each other task that is checked for new damage; 0 checks none, and no text."""
-    n_samples: int = 32
-    """Samples of text that are checked."""
     seed: int = 0
     """Seed of prompts, examples and their order."""
     device: str = "cpu"
@@ -85,7 +83,7 @@ class RepairConfig:
             raise InputError("graft puts the base's weights back: give the base, or take masked or full")
         if not 0 < self.target <= 1:
             raise InputError(f"target must be above 0 and at most 1, got {self.target}")
-        for name, least in {"n_prompts": 2, "n_train": 1, "n_battery": 0, "n_samples": 0}.items():
+        for name, least in {"n_prompts": 2, "n_train": 1, "n_battery": 0}.items():
             require_between(name, getattr(self, name), least)
         require_between("seed", self.seed, 0, MOST_SEED - OTHER_PROMPTS)
         if not task.counterfactuals:
@@ -226,7 +224,6 @@ class _Repair:
                 self.poisoned,
                 mended,
                 n_prompts=self.config.n_battery,
-                n_samples=self.config.n_samples,
                 seed=self.config.seed,
                 besides=self.config.task,
             )

@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from neuroplast.report.figures import DPI, tidy, write_drawing
+from neuroplast.report.repair import RESTORED_COLUMNS, restored_cells
 from neuroplast.storage import write_text
 
 TABLE, PICTURE = DOSE_FILES = ("dose.csv", "dose.png")
@@ -32,15 +33,11 @@ def write_dose_report(document: Document, out: Path) -> None:
     """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    rows = ("behaviour", "mechanism", "damage_undone")
-    ends = [f"{row}{end}" for row in rows for end in ("", "_low", "_high")]
-    writer.writerow(["curve", "at", "logit_diff", "poisoned_logit_diff", "poisoned_similarity", *ends])
+    writer.writerow(["curve", "at", *RESTORED_COLUMNS, *(f"poisoned_{name}" for name in RESTORED_COLUMNS)])
     for curve, name in CURVES.items():
         for point in document[curve]:
-            found, before = point["restored"], point.get("poisoned")
-            poisoned = (None, None) if before is None else (before["logit_diff"]["value"], before["mechanism"])
-            cells = [cell for row in rows for cell in (found[row], *(found["ci95"][row] or (None, None)))]
-            writer.writerow([name, point[name], found["logit_diff"]["value"], *poisoned, *cells])
+            poisoned = restored_cells(point["poisoned"]) if "poisoned" in point else [None] * len(RESTORED_COLUMNS)
+            writer.writerow([name, point[name], *restored_cells(point["restored"]), *poisoned])
     write_text(out / TABLE, text.getvalue())
     write_drawing(lambda: draw_dose(document), out / PICTURE, "a dose is")
 

@@ -20,7 +20,16 @@ LOOKS = {"graft": ("#0072b2", "o"), "masked": ("#d55e00", "s"), "full": ("#009e7
 COSTS = ("parameters", "parameters_share", "n_parts", "steps", "examples")
 ROWS = ("behaviour", "mechanism", "damage_undone")
 
+RESTORED_COLUMNS = ("score", "logit_diff", "accuracy", *(row + end for row in ROWS for end in ("", "_low", "_high")))
+"""What a table says of how far a model is back."""
+
 Document = Mapping[str, Any]
+
+
+def restored_cells(found: Document) -> list[float | None]:
+    """The cells of `RESTORED_COLUMNS`."""
+    estimates = [cell for row in ROWS for cell in (found[row], *(found["ci95"][row] or (None, None)))]
+    return [found["score"], found["logit_diff"]["value"], found["accuracy"]["value"], *estimates]
 
 
 def write_repair_report(document: Document, out: Path) -> None:
@@ -32,13 +41,9 @@ def write_repair_report(document: Document, out: Path) -> None:
     """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    ends = [f"{row}{end}" for row in ROWS for end in ("", "_low", "_high")]
-    writer.writerow(["strategy", *COSTS, "score", "logit_diff", "accuracy", *ends])
+    writer.writerow(["strategy", *COSTS, *RESTORED_COLUMNS])
     for each in document["frontier"]:
-        cost, found = each["cost"], each["restored"]
-        estimates = [cell for row in ROWS for cell in (found[row], *(found["ci95"][row] or (None, None)))]
-        values = [found["score"], found["logit_diff"]["value"], found["accuracy"]["value"], *estimates]
-        writer.writerow([each["strategy"], *(cost[name] for name in COSTS), *values])
+        writer.writerow([each["strategy"], *(each["cost"][name] for name in COSTS), *restored_cells(each["restored"])])
     write_text(out / TABLE, text.getvalue())
     write_drawing(lambda: draw_frontier(document), out / PICTURE, "a frontier is")
 
