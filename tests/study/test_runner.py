@@ -30,7 +30,7 @@ from pathlib import Path
 from neuroplast import storage
 from neuroplast.models.network import Network
 from neuroplast.study import build_config, run_study
-from neuroplast.study.runner import _Run
+from neuroplast.study.manifest import Manifest
 from neuroplast.training import finetune
 
 out, where, count = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
@@ -38,7 +38,7 @@ SETTINGS = json.loads(sys.argv[4])
 left = [count]
 HOMES = {"training": (finetune.__globals__["_Follower"], "on_step_end"), "sweep": (Network, "run_layer"),
          "write": (Path, "rename"), "small write": (Path, "replace"), "removal": (shutil, "rmtree"),
-         "after a stage": (_Run, "_note_stage")}
+         "after a stage": (Manifest, "note_stage")}
 if where in HOMES:
     home, name = HOMES[where]
     former = getattr(home, name)

@@ -6,16 +6,11 @@ again, so the same command after a kill does only what is missing, and the numbe
 all that a file depends on is the settings and the files before it.
 """
 
-import os
-import platform
 import shutil
-import sys
 import time
 import tomllib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +26,6 @@ from neuroplast.report import write_report
 from neuroplast.statistics import bootstrap_weights
 from neuroplast.storage import (
     Parts,
-    hash_file,
     is_begun,
     load_json,
     make_folder,
@@ -43,6 +37,7 @@ from neuroplast.storage import (
 from neuroplast.study.circuits import Circuits, CircuitStudy, load_circuits, summary_document
 from neuroplast.study.claims import build_claims
 from neuroplast.study.following import PLASTICITY, TRAJECTORY, FollowStudy, seeds_document
+from neuroplast.study.manifest import MANIFEST, open_manifest
 from neuroplast.study.measure import (
     NO_CIRCUIT,
     Measured,
@@ -121,7 +116,7 @@ class _Run:
             "n_heads": base.n_heads,
             "weights_sha256": weights_sha256(base),
         }
-        self.manifest = self._open_manifest(base, command)
+        self.manifest = open_manifest(config, out, self.model, source=base.source, command=command, names=self.names)
         if not (out / "study.toml").exists():
             write_text(out / "study.toml", config.toml())
         save_records(out / "prompts" / "measured.jsonl", self.prompts.records)
@@ -133,13 +128,12 @@ class _Run:
             self.observer.stage(stage.id, index, len(self.stages))
             started = time.monotonic()
             self.following.seconds = 0.0
-            if self._run_stage(stage) or stage.id not in self.manifest["stages"]:
-                self._note_stage(stage, time.monotonic() - started)
+            if self._run_stage(stage) or not self.manifest.has(stage):
+                self.manifest.note_stage(stage, time.monotonic() - started, self.following.seconds)
         write_json(self.out / PLASTICITY, self._plasticity())
         summary = self._summary()
         write_json(self.out / "summary.json", summary)
-        self.manifest["finished"] = _now()
-        write_json(self.out / "manifest.json", self.manifest)
+        self.manifest.finish()
         return StudyResult(self.out, write_report(self.out), summary)
 
     def _run_stage(self, stage: Stage) -> bool:
@@ -398,52 +392,6 @@ class _Run:
                 f"{show_size(needed)} for its checkpoints; free some, or choose another --out"
             )
 
-    def _open_manifest(self, base: Network, command: str) -> dict[str, Any]:
-        path = self.out / "manifest.json"
-        if path.is_file() and (self.out / "study.toml").is_file():
-            manifest = load_json(path)
-            if not (isinstance(manifest, dict) and {"model", "stages", "prompts"} <= set(manifest)):
-                raise StorageError(f"{path} is damaged; remove it, then run the same command again")
-            if manifest["model"].get("weights_sha256") != self.model["weights_sha256"]:
-                raise InputError(
-                    f"{self.out} was begun with other weights of {self.config.model!r}; choose another --out"
-                )
-            return manifest
-        manifest = {
-            "command": command,
-            "started": _now(),
-            "finished": None,
-            "versions": {name: version(name) for name in ("neuroplast", "torch", "transformers")}
-            | {"python": platform.python_version()},
-            "hardware": {"platform": platform.platform(), "device": self.config.device, "cpus": _cpus()},
-            "model": self.model | {"source": base.source},
-            "config": self.config.model_dump(),
-            "names": self.names,
-            "stages": {},
-            "prompts": {},
-        }
-        write_json(path, manifest)
-        return manifest
-
-    def _note_stage(self, stage: Stage, seconds: float) -> None:
-        folder = self.out / stage.folder
-        noted = self.manifest["stages"].get(stage.id, {"seconds": 0.0, "following_seconds": 0.0})
-        self.manifest["stages"][stage.id] = {
-            "seconds": round(noted["seconds"] + seconds, 1),
-            "following_seconds": round(noted["following_seconds"] + self.following.seconds, 1),
-            "files": {
-                file.name: hash_file(file)
-                for file in (
-                    *sorted((folder / "checkpoint").glob("*.safetensors")),
-                    folder / "effects.safetensors",
-                )
-            },
-        }
-        self.manifest["prompts"] = {
-            file.name: hash_file(file) for file in sorted((self.out / "prompts").glob("*.jsonl"))
-        }
-        write_json(self.out / "manifest.json", self.manifest)
-
 
 def _summary_entry(stage: Stage, path: Path) -> dict[str, Any]:
     measures = load_json(path)
@@ -465,7 +413,7 @@ def _summary_entry(stage: Stage, path: Path) -> dict[str, Any]:
 
 def _claim_folder(config: StudyConfig, out: Path) -> None:
     """Refuses a run directory that is not this study's; makes nothing, so that a refusal leaves nothing."""
-    if not is_begun(out, "study.toml", "study", ["manifest.json"]):
+    if not is_begun(out, "study.toml", "study", [MANIFEST]):
         return
     settings = out / "study.toml"
     try:
@@ -480,11 +428,3 @@ def _claim_folder(config: StudyConfig, out: Path) -> None:
             f"{out} holds a different study: its {key} is {former.get(key)!r}, this one's is {ours.get(key)!r}; "
             "choose another --out, or repeat the command that began it"
         )
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-def _cpus() -> int:
-    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
