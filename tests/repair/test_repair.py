@@ -192,7 +192,7 @@ def test_an_interrupted_repair_ends_with_the_same_document(
 
 def candidate(strategy: str, score: float | None, steps: int, parameters: int) -> Candidate:
     known = Estimate(score, None, None if score is not None else "undefined")
-    return Candidate(strategy, None, parameters, steps, 0, Restored(known, known, known, known, known))
+    return Candidate(strategy, None, parameters, steps, 0, Restored(known, known, known, known, known, known))
 
 
 def test_what_reaches_the_target_is_tried_in_turn_the_cheapest_first_else_the_nearest():
@@ -206,9 +206,10 @@ def test_what_reaches_the_target_is_tried_in_turn_the_cheapest_first_else_the_ne
 
 def test_a_score_counts_what_is_defined():
     known, unknown = Estimate(0.4, (0.3, 0.5)), Estimate(None, None, "undefined: within the noise")
-    assert Restored(known, known, known, known, unknown).score == 0.4
-    assert Restored(known, known, unknown, known, known).score == 0.4
-    assert Restored(known, known, unknown, known, unknown).score is None
+    more = Estimate(0.9, (0.8, 1.0))
+    assert Restored(known, known, more, known, known, unknown).score == 0.9, "behaviour itself does not decide"
+    assert Restored(known, known, more, known, more, known).score == 0.4
+    assert Restored(known, known, unknown, known, more, unknown).score is None
 
 
 def test_new_damage_is_what_mending_itself_lost_and_base_has():

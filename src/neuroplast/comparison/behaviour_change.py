@@ -18,6 +18,9 @@ from neuroplast.models.network import Network
 from neuroplast.statistics import ALPHA, Estimate, bootstrap_weights, estimate, estimate_mean, p_value
 from neuroplast.storage import Parts
 
+NO_DRIFT: Float[np.ndarray, "twin"] = np.empty(0)
+"""No twins: the change is told without its null."""
+
 
 @dataclass(frozen=True)
 class BehaviourChange:

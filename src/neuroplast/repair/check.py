@@ -13,7 +13,7 @@ from jaxtyping import Float
 
 from neuroplast.behaviour import measure_behaviour
 from neuroplast.circuits.evaluate import estimate_document
-from neuroplast.comparison.behaviour_change import behaviour_change
+from neuroplast.comparison.behaviour_change import NO_DRIFT, behaviour_change
 from neuroplast.comparison.comparison import TEXT
 from neuroplast.comparison.spared import build_battery
 from neuroplast.comparison.text import log_likelihood, sample_text
@@ -23,7 +23,6 @@ from neuroplast.models.network import Network
 from neuroplast.statistics import Estimate, bootstrap_weights, estimate
 
 POISONED, MENDED, AGAINST = "poisoned", "mended", "against_poisoned"
-NO_DRIFT = np.empty(0)
 
 
 def check_battery(

@@ -240,7 +240,9 @@ class _Repair:
         if self.base is None:
             right = damage.accuracy.value or 0.0
             return f"{right:.0%} of held-out prompts are right, the target is {target:.0%}" if right >= target else None
-        return None if damage.score is not None else f"{damage.behaviour.why}; {damage.damage_undone.why}"
+        if damage.behaviour.value is None and damage.damage_undone.value is None:
+            return f"{damage.behaviour.why}; {damage.damage_undone.why}"
+        return f"it has {damage.score:.0%} of base's" if damage.score and damage.score >= target else None
 
     def _try(self) -> list[Candidate]:
         """Everything that the strategy asks for."""
@@ -323,7 +325,7 @@ class _Repair:
             "masked": f"{steps} of {parts} ({share})",
             "full": f"{steps} of all weights",
         }[chosen.strategy]
-        what = "of held-out prompts are right" if self.base is None else "of what was lost is back"
+        what = "of held-out prompts are right" if self.base is None else "of base is back"
         share_back = "an undefined share" if found.score is None else f"{found.score:.0%}"
         said = f"{did}; {share_back} {what}, on prompts that it was not chosen on"
         if found.score is not None and found.score >= self.config.target:

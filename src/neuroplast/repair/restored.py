@@ -1,10 +1,12 @@
 """How far a mended model is back: the rows of restoration, and one number that a target can be set for.
 
-With the base at hand the number is the smaller of *behaviour*, the share of the lost logit difference that came back,
-and *damage undone*, the share of the distance to base's head effects that was closed (`plasticity.restoration`). A
-model that answers by another mechanism is not mended, nor is one with the right mechanism and no answers. Where one of
-them is undefined, because the damage did not touch it beyond the noise of the prompts, the other alone counts. Without
-the base nobody knows what was lost, and the number is the share of held-out prompts that the model does right.
+With the base at hand the number is the smaller of *kept*, what the model has of base's own logit difference, as an
+audit tells it (`comparison.behaviour_change`), and *damage undone*, the share of the distance to base's head effects
+that was closed (`plasticity.restoration`). A model that answers by another mechanism is not mended, nor is one with
+the right mechanism and no answers. *Behaviour*, the share of the lost logit difference that came back, is told beside
+them and does not decide: of a loss of several times what base has, nine tenths are not enough. Where damage undone is
+undefined, because the damage did not touch the mechanism beyond the noise of the prompts, the other alone counts.
+Without the base nobody knows what was lost, and the number is the share of held-out prompts that the model does right.
 """
 
 from collections.abc import Callable
@@ -16,6 +18,7 @@ from torch import Tensor
 
 from neuroplast.behaviour import measure_behaviour
 from neuroplast.circuits.evaluate import estimate_document
+from neuroplast.comparison.behaviour_change import NO_DRIFT, behaviour_change
 from neuroplast.interventions.path_patching import path_patch
 from neuroplast.models.network import Network
 from neuroplast.plasticity.restoration import Sample, restoration
@@ -35,6 +38,8 @@ class Restored:
     """Mean LD."""
     accuracy: Estimate
     """Share of prompts with LD above 0."""
+    kept: Estimate
+    """LD as a share of base's."""
     behaviour: Estimate
     """Share of the lost LD that came back."""
     mechanism: Estimate
@@ -47,9 +52,7 @@ class Restored:
         """What the target is set for; None where it is undefined."""
         if self.mechanism.why == NO_BASE:
             return self.accuracy.value
-        return min(
-            (each.value for each in (self.behaviour, self.damage_undone) if each.value is not None), default=None
-        )
+        return min((each.value for each in (self.kept, self.damage_undone) if each.value is not None), default=None)
 
 
 Source = Callable[[], Network]
@@ -122,14 +125,17 @@ class Judge:
         accuracy = estimate_mean(self.weights, (found.logit_diff > 0).astype(float))
         if self._base is None:
             unknown = Estimate(None, None, NO_BASE)
-            return Restored(logit_diff, accuracy, unknown, unknown, unknown)
+            return Restored(logit_diff, accuracy, unknown, unknown, unknown, unknown)
         rows = restoration(self._base, self._poisoned, found, self.weights, self._seed)
-        return Restored(logit_diff, accuracy, rows.behaviour, rows.mechanism, rows.damage_undone)
+        ends = (torch.from_numpy(each.logit_diff) for each in (self._base, found))
+        kept = behaviour_change(*ends, NO_DRIFT, self._seed).kept
+        return Restored(logit_diff, accuracy, kept, rows.behaviour, rows.mechanism, rows.damage_undone)
 
 
 def restored_document(found: Restored) -> dict[str, Any]:
     """The rows of restoration, as in a study's summary, beside the behaviour."""
-    rows = {"behaviour": found.behaviour, "mechanism": found.mechanism, "damage_undone": found.damage_undone}
+    names = ("kept", "behaviour", "mechanism", "damage_undone")
+    rows: dict[str, Estimate] = {name: getattr(found, name) for name in names}
     why = {name: row.why for name, row in rows.items() if row.why}
     return {
         "score": found.score,

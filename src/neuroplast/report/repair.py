@@ -18,7 +18,7 @@ TABLE, PICTURE = REPAIR_FILES = ("frontier.csv", "frontier.png")
 LOOKS = {"graft": ("#0072b2", "o"), "masked": ("#d55e00", "s"), "full": ("#009e73", "D")}
 """Colour and marker of each strategy, after Okabe and Ito."""
 COSTS = ("parameters", "parameters_share", "n_parts", "steps", "examples")
-ROWS = ("behaviour", "mechanism", "damage_undone")
+ROWS = ("kept", "behaviour", "mechanism", "damage_undone")
 
 RESTORED_COLUMNS = ("score", "logit_diff", "accuracy", *(row + end for row in ROWS for end in ("", "_low", "_high")))
 """What a table says of how far a model is back."""
