@@ -127,8 +127,8 @@ class Judge:
             unknown = Estimate(None, None, NO_BASE)
             return Restored(logit_diff, accuracy, unknown, unknown, unknown, unknown)
         rows = restoration(self._base, self._poisoned, found, self.weights, self._seed)
-        ends = (torch.from_numpy(each.logit_diff) for each in (self._base, found))
-        kept = behaviour_change(*ends, NO_DRIFT, self._seed).kept
+        before, after = (torch.from_numpy(each.logit_diff) for each in (self._base, found))
+        kept = behaviour_change(before, after, NO_DRIFT, self._seed).kept
         return Restored(logit_diff, accuracy, kept, rows.behaviour, rows.mechanism, rows.damage_undone)
 
 
