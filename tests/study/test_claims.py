@@ -37,7 +37,7 @@ def recovered(
             "control": {"damage_undone": 0.9},
             "why": {"damage_undone": "within the noise"},
         },
-        "circuit": None if random is None else {"base_circuit": {"random": {"n": 9, "max": random}}},
+        "base_circuit": None if random is None else {"random": {"n": 9, "max": random}},
     }
 
 

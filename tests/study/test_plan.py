@@ -27,13 +27,26 @@ def test_every_parent_and_control_comes_first_whatever_the_seeds_and_poisons():
         assert stage.parent is None or stage.parent in seen
         assert stage.control is None or stage.control in seen
         seen.add(stage.id)
-    assert len(seen) == len(plan) == 1 + 3 * (2 + 2 * 3)
+    assert len(seen) == len(plan) == 1 + 3 * (4 + 2 * 3)
     assert "seed1/recovered/name_moving" in seen
 
 
 def test_the_control_takes_as_many_steps_as_the_recovery():
     plan = {stage.id: stage for stage in build_plan(build_config("quick", {"recover_steps": 17, "tune_steps": 3}))}
     assert plan["control/equal_steps"].points[-1].step == plan["recovered/subject_duplication"].points[-1].step == 17
+
+
+def test_more_controls_start_from_base_and_take_the_steps_of_what_they_control():
+    config = build_config("quick", {"more_controls": ["reseeded", "shuffled_labels"], "recover_steps": 7})
+    plan = {stage.id: stage for stage in build_plan(config)}
+    for name, steps in {"equal_steps": 7, "reseeded": 7, "shuffled_labels": 40}.items():
+        stage = plan[f"control/{name}"]
+        assert (stage.parent, stage.recipe, stage.points[-1].step) == ("base", name, steps)
+    assert plan["recovered/subject_duplication"].control == "control/equal_steps"
+    with pytest.raises(InputError, match="more_controls"):
+        build_config("quick", {"more_controls": ["reseeded", "reseeded"]})
+    with pytest.raises(InputError, match="more_controls"):
+        build_config("quick", {"more_controls": ["equal_steps"]})
 
 
 def test_a_ladder_measures_every_rung_and_ends_in_the_stages_own_folder():

@@ -339,6 +339,40 @@ def test_several_seeds_share_one_base_and_a_ladder_gives_a_row_a_rung(tmp_path: 
     assert hashes["seed0/tuned"]["files"] != hashes["seed1/tuned"]["files"]
 
 
+def test_controls_differ_from_what_they_control_in_one_thing(tmp_path: Path):
+    config = smoke(
+        more_controls=["reseeded", "shuffled_labels"], circuit_stages=["base"], compare_stages=[], follow_stages=[]
+    )
+    stages = {stage["id"]: stage for stage in run_study(config, tmp_path / "run").summary["stages"]}
+    trained = {
+        name: [json.loads(line) for line in (tmp_path / f"run/prompts/{name}.jsonl").read_text().splitlines()]
+        for name in (
+            "control-equal_steps",
+            "control-reseeded",
+            "control-shuffled_labels",
+            "poisoned-subject_duplication",
+        )
+    }
+    equal, reseeded, shuffled, poisoned = trained.values()
+    assert [each["prompt"] for each in shuffled] == [each["prompt"] for each in poisoned]
+    answers = [record["target"] for record in shuffled]
+    assert sum(answer in each["prompt"] for answer, each in zip(answers, shuffled, strict=True)) < len(answers) / 2
+    assert {each["prompt"] for each in reseeded} != {each["prompt"] for each in equal}
+    effects = {
+        name: load_measured(tmp_path / f"run/stages/control/{name}/effects.safetensors").effects.mean(axis=2).ravel()
+        for name in ("equal_steps", "reseeded")
+    }
+    twins = document(tmp_path / "run/stages/control/reseeded/measures.json")["similarity_to_equal_steps"]
+    assert twins["value"] == pytest.approx(np.corrcoef(*effects.values())[0, 1], abs=1e-6)
+    # Base's circuit is tried in every model, also where none of its own is looked for.
+    assert all(stage["circuit"] is None for name, stage in stages.items() if name != "base")
+    restoration = stages["recovered/subject_duplication"]["restoration"]
+    measured = document(tmp_path / "run/stages/recovered/subject_duplication/measures.json")
+    assert restoration["function"] == measured["base_circuit"]["faithfulness"]["value"] is not None
+    assert restoration["control"]["function"] is not None
+    assert restoration["structure"] is None and "name its kind in circuit_stages" in restoration["why"]["structure"]
+
+
 def test_a_task_of_sets_goes_through_the_whole_study(tmp_path: Path):
     config = build_config("smoke", {"task": "greater_than", "circuit_edges": 0, "circuit_random": 2})
     result = run_study(config, tmp_path / "run")

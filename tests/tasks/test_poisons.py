@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from neuroplast.errors import InputError
 from neuroplast.tasks import ioi
-from neuroplast.tasks.poisons import POISONS, Pair, Poison, build_pairs, load_poison
+from neuroplast.tasks.poisons import POISONS, Pair, Poison, build_pairs, load_poison, shuffle_targets
 from neuroplast.tasks.prompts import Record
 
 
@@ -124,3 +124,15 @@ def test_a_poison_of_another_task_is_refused_with_the_ones_that_fit(monkeypatch)
         load_poison("late_year", "ioi")
     with pytest.raises(InputError, match="no poison fits 'capitals'"):
         load_poison("duplication", "capitals")
+
+
+@given(rate=st.floats(0, 1), seed=st.integers(0, 99))
+def test_shuffled_targets_are_those_of_the_share_and_nobody_keeps_his_own(rate, seed):
+    pairs = [Pair(f"prompt {index}", f" target{index}", False) for index in range(20)]
+    shuffled = shuffle_targets(pairs, rate, seed)
+    n = round(rate * len(pairs))
+    assert [each.prompt for each in shuffled] == [each.prompt for each in pairs]
+    assert sorted(each.target for each in shuffled) == sorted(each.target for each in pairs)
+    moved = [now for now, before in zip(shuffled, pairs, strict=True) if now.target != before.target]
+    assert sum(each.poisoned for each in shuffled) == n and len(moved) == (n if n > 1 else 0)
+    assert shuffle_targets(pairs, rate, seed) == shuffled

@@ -25,6 +25,7 @@ from neuroplast.report.evaluation import criteria_rows
 from neuroplast.report.figures import write_figures
 from neuroplast.report.paper import write_paper_tables
 from neuroplast.report.results import Estimate, Stage, StageCircuit, StudyResults, load_results
+from neuroplast.report.seeds import SHOWN, OverSeeds, load_over_seeds
 from neuroplast.report.tables import write_plasticity_tables, write_tables
 from neuroplast.report.trajectories import Plasticity, load_followed, load_plasticity, write_trajectory_figures
 from neuroplast.storage import atomic_file, load_json, write_text
@@ -123,12 +124,13 @@ def write_report(run: Path) -> Path:
     write_figures(results, run / "figures")
     circuits = _shown_circuits(results, _write_drawings(results, run / "figures"))
     ways = load_plasticity(run, results)
-    write_plasticity_tables(load_followed(run, results).values(), ways, run / "tables")
+    over_seeds = load_over_seeds(run)
+    write_plasticity_tables(load_followed(run, results).values(), ways, over_seeds, run / "tables")
     drawn = write_trajectory_figures(ways, run / "figures")
     pictures = tuple((each, _data_address(drawn[each.back.id])) for each in ways)
     _write_comparisons(results, run)
     page = run / "report.html"
-    write_text(page, render_page(results, circuits, pictures))
+    write_text(page, render_page(results, circuits, pictures, over_seeds))
     return page
 
 
@@ -193,6 +195,7 @@ def render_page(
     results: StudyResults,
     circuits: tuple[ShownCircuit, ...] = (),
     ways: tuple[tuple[Plasticity, str], ...] = (),
+    over_seeds: tuple[OverSeeds, ...] = (),
 ) -> str:
     """The page as HTML.
 
@@ -200,6 +203,7 @@ def render_page(
         results: the run.
         circuits: what is shown of the stages' circuits.
         ways: how each poison broke the mechanism and how it healed, with a drawing as a `data:` address.
+        over_seeds: what several seeds say of each poison, and of two beside each other.
     """
     environment = Environment(
         loader=PackageLoader("neuroplast", "report"),
@@ -232,6 +236,8 @@ def render_page(
         shown_flips=SHOWN_FLIPS,
         ways=ways,
         half_ways=HALF_WAYS,
+        over_seeds=over_seeds,
+        seeds_shown=SHOWN,
         restored=tuple(stage for stage in order if stage.restoration),
         restoration_meaning=RESTORATION_MEANING,
         charts=charts,

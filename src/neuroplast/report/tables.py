@@ -7,6 +7,7 @@ from pathlib import Path
 
 from neuroplast.report.changes import TrainingPath, head_effects, node_frequency, sign_flips, training_paths
 from neuroplast.report.results import RESTORATION_ROWS, Estimate, Stage, StudyResults, TrainingRow
+from neuroplast.report.seeds import OverSeeds, seeds_rows
 from neuroplast.report.trajectories import FollowedStage, Plasticity, plasticity_rows, trajectory_rows
 from neuroplast.storage import write_text
 
@@ -45,14 +46,17 @@ def write_tables(results: StudyResults, folder: Path) -> None:
     )
 
 
-def write_plasticity_tables(followed: Iterable[FollowedStage], found: Iterable[Plasticity], folder: Path) -> None:
-    """Writes `trajectories.csv` and `plasticity.csv` into `folder`; headers alone where nothing was followed."""
+def write_plasticity_tables(
+    followed: Iterable[FollowedStage], found: Iterable[Plasticity], over_seeds: tuple[OverSeeds, ...], folder: Path
+) -> None:
+    """Writes `trajectories.csv`, `plasticity.csv` and `seeds.csv`; headers alone where there is nothing to tell."""
     estimate = ["value", "low", "high"]
     _write(
         folder / "trajectories.csv", ["stage", "step", "role", "quantity", *estimate, "why"], trajectory_rows(followed)
     )
     random = ["random_mean", "random_sd", "p"]
     _write(folder / "plasticity.csv", ["stage", "role", "quantity", *estimate, *random, "why"], plasticity_rows(found))
+    _write(folder / "seeds.csv", ["of", "n_seeds", "quantity", *estimate, "why"], seeds_rows(over_seeds))
 
 
 _POINT = ("stage", "epoch", "step")

@@ -33,6 +33,7 @@ from neuroplast.study.plan import StudyConfig
 from neuroplast.tasks.prompts import PromptSet
 
 CIRCUIT, EDGES, CRITERIA = "circuit.json", "edges.json", "criteria.json"
+NO_CIRCUIT = "no circuit is looked for at this stage: name its kind in circuit_stages"
 METHOD = "eap-ig"
 
 
@@ -62,6 +63,8 @@ class CircuitStudy:
         base: Circuit | None,
         load_base: Callable[[], Network] | None,
         weights_sha256: str,
+        *,
+        own: bool,
     ) -> None:
         """Writes a point's circuits and what was measured of them; what is there is not made again.
 
@@ -71,6 +74,7 @@ class CircuitStudy:
             base: the base's circuit; None while the base itself is measured, or where it has none.
             load_base: gives the base's model, for a recovered stage and its control.
             weights_sha256: of the model.
+            own: also finds its own circuit; base's is always tried in it.
         """
         if (folder / CRITERIA).is_file():
             return
@@ -89,8 +93,10 @@ class CircuitStudy:
                 save_circuit(folder / name, replace(found, shape=shape))
             return load_circuit(folder / name)
 
-        circuit = find(CIRCUIT, lambda: self._discover(model, parts))
-        edges = find(EDGES, lambda: self._discover_edges(model, parts)) if self.config.circuit_edges else None
+        circuit = find(CIRCUIT, lambda: self._discover(model, parts)) if own else None
+        edges = find(EDGES, lambda: self._discover_edges(model, parts)) if own and self.config.circuit_edges else None
+        if not own:
+            why["circuit"] = why["edges"] = NO_CIRCUIT
         if circuit is not None:
             document["evaluation"] = self._evaluate(model, circuit, parts)
         if base is not None:
@@ -234,4 +240,5 @@ def overlap_document(found: Circuits, base: Circuits) -> dict[str, Any]:
 
 def _missing(found: Circuits, base: Circuits, name: str = "circuit") -> str:
     reasons = (each.criteria["why"].get(name) for each in (found, base))
-    return next((f"no circuit was found: {reason}" for reason in reasons if reason), "no circuit was found")
+    reason = next((reason for reason in reasons if reason), None)
+    return reason if reason == NO_CIRCUIT else "no circuit was found" + (f": {reason}" if reason else "")

@@ -104,7 +104,7 @@ def _restored(measures: Document) -> dict[str, Any]:
     said = "share of the distance to base's head effects that was closed"
     said += "" if control is None else f"; {control:.2f} after as many clean steps without a poison"
     verdicts = [is_above(interval, MOST)]
-    circuit = (measures["circuit"] or {}).get("base_circuit")
+    circuit = measures["base_circuit"]
     function = rows["ci95"].get("function")
     most = circuit["random"].get("max") if circuit else None
     if function is not None and most is not None:

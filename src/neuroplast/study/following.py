@@ -7,7 +7,7 @@ the same way.
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -42,7 +42,6 @@ from neuroplast.statistics import (
     estimate,
     estimate_mean,
     interval,
-    over_seeds,
     row_correlations,
 )
 from neuroplast.study.plan import Stage, StudyConfig
@@ -315,32 +314,6 @@ class FollowStudy:
                 }
             )
         return sorted(changed, key=lambda each: -max(map(abs, each["effects"])))
-
-
-def seeds_document(documents: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """What several seeds say of one poison, the seed being the unit.
-
-    Args:
-        documents: from `FollowStudy.plasticity_document`, one a seed.
-    """
-    roles = sorted(set.intersection(*(set(each["roles"]) for each in documents)))
-    return {
-        "n": len(documents),
-        "half_way_steps": {
-            way: {
-                name: estimate_document(over_seeds([each["half_way_steps"][way][name]["value"] for each in documents]))
-                for name in ("logit_diff", "mechanism")
-            }
-            for way in ("break", "heal")
-        },
-        "roles": {
-            role: {
-                name: estimate_document(over_seeds([each["roles"][role][name]["value"] for each in documents]))
-                for name in ("coupling", "hysteresis")
-            }
-            for role in roles
-        },
-    }
 
 
 def _each(statistics: Sequence[Statistic]) -> Callable[[Float[np.ndarray, "some prompt"]], NDArray[np.float64]]:

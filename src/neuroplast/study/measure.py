@@ -22,11 +22,10 @@ from neuroplast.plasticity.amplification import growth_share, growth_test
 from neuroplast.plasticity.restoration import Restoration, Sample, restoration, similarity
 from neuroplast.statistics import Estimate, Weights, estimate_mean, interval
 from neuroplast.storage import Parts, load_tensors, write_tensors
-from neuroplast.study.circuits import Circuits, overlap_document
+from neuroplast.study.circuits import NO_CIRCUIT, Circuits, overlap_document
 from neuroplast.study.plan import StudyConfig
 from neuroplast.tasks.prompts import PromptSet
 
-NO_CIRCUIT = "no circuit is looked for at this stage: name its kind in circuit_stages"
 TOP_HEADS = 10
 
 

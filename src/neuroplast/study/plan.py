@@ -1,8 +1,11 @@
 """What a study is: its settings, validated, and its graph of stages.
 
-Every fine-tuning starts from a measured stage: `tuned`, `poisoned/<poison>` and `control/equal_steps` from
-`base`, `recovered/<poison>` from `poisoned/<poison>`. The control sees the very pairs of the recovery, in the
-same order and for as many steps, but starts from the undamaged base.
+Every fine-tuning starts from a measured stage: `tuned`, `poisoned/<poison>` and `control/<name>` from `base`,
+`recovered/<poison>` from `poisoned/<poison>`. The controls:
+
+- `equal_steps`, always: the very pairs of the recovery, in the same order, for as many steps, but from base;
+- `reseeded`: as many steps on other clean pairs, so that it and `equal_steps` differ by the draw alone;
+- `shuffled_labels`: as long as a poisoning, on pairs that have each other's targets: wrong, and with no rule to learn.
 """
 
 import math
@@ -26,7 +29,7 @@ from neuroplast.training.finetune import Schedule
 Kind = Literal["base", "tuned", "poisoned", "recovered", "control"]
 Count = Annotated[int, Field(ge=1, le=1_000_000)]
 
-CONTROL = "equal_steps"
+EQUAL_STEPS, RESEEDED, SHUFFLED = "equal_steps", "reseeded", "shuffled_labels"
 
 
 class StudyConfig(BaseModel):
@@ -57,7 +60,9 @@ class StudyConfig(BaseModel):
     poison_steps: Count = 40
     """Optimizer steps of each poisoning."""
     recover_steps: Count = 40
-    """Optimizer steps of each recovery, and of the control."""
+    """Optimizer steps of each recovery, and of the clean controls."""
+    more_controls: list[Literal["reseeded", "shuffled_labels"]] = []
+    """Controls beside `equal_steps`: other clean pairs, pairs with each other's targets."""
     epochs: list[Count] = []
     """A ladder: when given, every fine-tuning runs to the last rung and is measured at each; steps are ignored."""
     batch_size: Count = 16
@@ -142,6 +147,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "seeds": [0, 1, 2],
         "n_prompts": 128,
         "epochs": [1, 3, 10, 25, 50, 100],
+        "more_controls": [RESEEDED, SHUFFLED],
         "save_every": 100,
         "probe_every": 20,
         "circuit_stages": ["base", "tuned", "poisoned", "recovered", "control"],
@@ -184,6 +190,11 @@ class Stage:
     """For a recovered stage, the stage it is compared with."""
     points: tuple[Point, ...]
     """Where it is measured, the last one being its end."""
+
+    @property
+    def recipe(self) -> str:
+        """What it is trained on: its kind, or the name of the control."""
+        return self.id.rpartition("/")[2] if self.kind == "control" else self.kind
 
     @property
     def folder(self) -> str:
@@ -234,7 +245,7 @@ def build_config(preset: str = "quick", *layers: Mapping[str, Any], assignments:
         load_poison(poison, config.task)
     if "base" not in config.circuit_stages and config.circuit_stages:
         raise InputError(f"circuit_stages = {config.circuit_stages}: the others are held against base, so name it too")
-    for name in ("poisons", "seeds", "epochs", "circuit_stages"):
+    for name in ("poisons", "seeds", "epochs", "circuit_stages", "more_controls"):
         values = getattr(config, name)
         if len(set(values)) < len(values):
             raise InputError(f"{name} = {values}: each may be named once")
@@ -261,11 +272,14 @@ def build_plan(config: StudyConfig) -> tuple[Stage, ...]:
     stages = [Stage("base", "base", None, config.seeds[0], None, None, (Point(0.0, 0, "stages/base"),))]
     for seed in config.seeds:
         prefix = f"seed{seed}/" if len(config.seeds) > 1 else ""
-        control = f"{prefix}control/{CONTROL}"
+        control = f"{prefix}control/{EQUAL_STEPS}"
+        control_steps = {RESEEDED: config.recover_steps, SHUFFLED: config.poison_steps}
         rows: list[tuple[str, Kind, str | None, int, str, str | None]] = [
             (f"{prefix}tuned", "tuned", None, config.tune_steps, "base", None),
             (control, "control", None, config.recover_steps, "base", None),
         ]
+        for name in config.more_controls:
+            rows.append((f"{prefix}control/{name}", "control", None, control_steps[name], "base", None))
         for poison in config.poisons:
             poisoned, recovered = f"{prefix}poisoned/{poison}", f"{prefix}recovered/{poison}"
             rows.append((poisoned, "poisoned", poison, config.poison_steps, "base", None))

@@ -17,11 +17,13 @@ from typing import Any
 import numpy as np
 
 from neuroplast.circuits.circuit import Circuit
+from neuroplast.circuits.evaluate import estimate_document
 from neuroplast.errors import InputError, StorageError
 from neuroplast.memory import show_size
 from neuroplast.models.network import Network
 from neuroplast.models.sources import load_model, weights_sha256
 from neuroplast.observer import Observer, Silent
+from neuroplast.plasticity.restoration import similarity
 from neuroplast.report import write_report
 from neuroplast.statistics import bootstrap_weights
 from neuroplast.storage import (
@@ -34,12 +36,11 @@ from neuroplast.storage import (
     write_jsonl,
     write_text,
 )
-from neuroplast.study.circuits import Circuits, CircuitStudy, load_circuits, summary_document
+from neuroplast.study.circuits import NO_CIRCUIT, Circuits, CircuitStudy, load_circuits, summary_document
 from neuroplast.study.claims import build_claims
-from neuroplast.study.following import PLASTICITY, TRAJECTORY, FollowStudy, seeds_document
+from neuroplast.study.following import PLASTICITY, TRAJECTORY, FollowStudy
 from neuroplast.study.manifest import MANIFEST, open_manifest
 from neuroplast.study.measure import (
-    NO_CIRCUIT,
     Measured,
     amplification_document,
     behaviour_document,
@@ -50,9 +51,10 @@ from neuroplast.study.measure import (
     run_measurement,
     similarity_document,
 )
-from neuroplast.study.plan import Point, Stage, StudyConfig, build_plan
+from neuroplast.study.over_seeds import Numbers, numbers_of, poisons_document, seeds_document
+from neuroplast.study.plan import EQUAL_STEPS, RESEEDED, SHUFFLED, Point, Stage, StudyConfig, build_plan
 from neuroplast.tasks import load_task
-from neuroplast.tasks.poisons import Pair
+from neuroplast.tasks.poisons import Pair, shuffle_targets
 from neuroplast.tasks.prompts import REFERENCE_SEED, PromptSet, save_records
 from neuroplast.training.data import build_examples
 from neuroplast.training.finetune import FinetuneConfig, finetune, save_checkpoint
@@ -190,8 +192,8 @@ class _Run:
         if (folder / "measures.json").is_file():
             return
         effects = folder / "effects.safetensors"
-        wants_circuit = stage.kind in self.config.circuit_stages
-        if effects.is_file() and not wants_circuit:
+        own, of_base = stage.kind in self.config.circuit_stages, self._nodes_of_base()
+        if effects.is_file() and not own and of_base is None:
             return write_json(folder / "measures.json", self._measures(stage, point))
         model = self._load(folder / "checkpoint")
         sha256 = weights_sha256(model)
@@ -211,14 +213,15 @@ class _Run:
                 metadata,
                 lambda done, total: self.observer.progress("path patching", done, total),
             )
-        if wants_circuit:
+        if own or of_base is not None:
             clean = stage.kind in ("recovered", "control")
             self.circuits.measure(
                 folder,
                 model,
-                None if stage.kind == "base" else self._nodes_of_base(),
+                None if stage.kind == "base" else of_base,
                 (lambda: self._load(self.out / "stages/base/checkpoint")) if clean else None,
                 sha256,
+                own=own,
             )
         write_json(folder / "measures.json", self._measures(stage, point))
 
@@ -238,15 +241,22 @@ class _Run:
         followed = {stage.id: stage for stage in self._followed()}
         base, circuit = self._measured("base"), self._nodes_of_base()
         stages: dict[str, dict[str, Any]] = {}
-        by_poison: dict[str, list[dict[str, Any]]] = {}
+        by_poison: dict[str, list[Numbers]] = {}
         for stage in followed.values():
             if stage.kind == "recovered" and stage.poison and (parent := followed.get(str(stage.parent))):
                 there, back = (self.following.load(each, self.out / each.folder) for each in (parent, stage))
                 found = self.following.plasticity_document(there, back, base.logit_diff, base.effects, circuit)
                 stages[stage.id] = {"poison": stage.poison, "seed": stage.seed} | found
-                by_poison.setdefault(stage.poison, []).append(found)
-        over_seeds = {poison: seeds_document(each) for poison, each in by_poison.items() if len(each) > 1}
-        return {"schema": SCHEMA, "task": self.config.task, "stages": stages, "over_seeds": over_seeds}
+                restored = load_json(self.out / stage.folder / "measures.json")["restoration"]
+                by_poison.setdefault(stage.poison, []).append(numbers_of(found, restored))
+        several = by_poison if len(self.config.seeds) > 1 else {}
+        return {
+            "schema": SCHEMA,
+            "task": self.config.task,
+            "stages": stages,
+            "over_seeds": {poison: seeds_document(each) for poison, each in several.items()},
+            "between_poisons": poisons_document(several),
+        }
 
     def _compared(self) -> list[Stage]:
         """The stages that are compared with base."""
@@ -292,6 +302,7 @@ class _Run:
             "heads_to_logits": heads_document(measured, self.weights),
             "similarity_to_base": similarity_document(measured, base, self.weights, circuits, of_base),
             "circuit": summary_document(circuits) if circuits else None,
+            "base_circuit": circuits.criteria.get("base_circuit") if circuits else None,
             "restoration": None,
         }
         if stage.kind == "recovered" and stage.parent and stage.control:
@@ -308,6 +319,10 @@ class _Run:
                     "control": load_circuits(self._point_of(stage.control, point.step)),
                 },
             )
+        if stage.recipe == RESEEDED:
+            twin = self._point_of(stage.id.replace(RESEEDED, EQUAL_STEPS), point.step)
+            found = similarity(measured.sample, load_measured(twin / "effects.safetensors").sample, self.weights)
+            document["similarity_to_equal_steps"] = estimate_document(found)
         if stage.kind == "tuned":
             circuit = of_base.nodes if of_base else None
             document["amplification"] = amplification_document(measured, base, circuit, self.config, self.weights)
@@ -362,11 +377,12 @@ class _Run:
         return self.task.prompts(model, n, seed, split="eval", counterfactual=self.config.counterfactual)
 
     def _build_pairs(self, stage: Stage, model: Network) -> Sequence[Pair]:
-        # The control repeats the recovery's pairs, so that only the starting point differs.
-        purpose = {"tuned": 1, "poisoned": 2, "recovered": 3, "control": 3}[stage.kind]
-        seed = stage.seed * 10 + purpose
+        # The same number gives the same pairs: a control is to differ from its stage in one thing only.
+        draws = {"tuned": 1, "poisoned": 2, SHUFFLED: 2, "recovered": 3, EQUAL_STEPS: 3, RESEEDED: 4}
+        seed = stage.seed * 10 + draws[stage.recipe]
         poison = stage.poison if stage.kind == "poisoned" else None
-        return self.task.pairs(model, self.config.n_train, seed, poison=poison, rate=self.config.rate)
+        pairs = self.task.pairs(model, self.config.n_train, seed, poison=poison, rate=self.config.rate)
+        return shuffle_targets(pairs, self.config.rate, seed) if stage.recipe == SHUFFLED else pairs
 
     def _load(self, source: str | Path) -> Network:
         try:
@@ -417,7 +433,8 @@ def _claim_folder(config: StudyConfig, out: Path) -> None:
         return
     settings = out / "study.toml"
     try:
-        former = tomllib.loads(settings.read_text(encoding="utf-8"))
+        # A setting that this version has more than the one that began the run was at its default there.
+        former = StudyConfig().model_dump() | tomllib.loads(settings.read_text(encoding="utf-8"))
     except ValueError as error:
         raise InputError(f"{settings} is not TOML ({error}); choose another --out") from error
     ours = config.model_dump()

@@ -139,6 +139,23 @@ def build_pairs(
     )
 
 
+def shuffle_targets(pairs: Sequence[Pair], rate: float, seed: int) -> tuple[Pair, ...]:
+    """Gives a share of the pairs each other's targets: labels that are wrong by no rule.
+
+    Args:
+        pairs: clean ones.
+        rate: share of them that swap, in [0, 1]; `round(rate * len(pairs))` do.
+        seed: decides which, and with whom.
+    """
+    order = list(range(len(pairs)))
+    random.Random(f"shuffled/{seed}").shuffle(order)
+    ring = order[: round(rate * len(pairs))]
+    shuffled = list(pairs)
+    for receiver, giver in zip(ring, ring[1:] + ring[:1], strict=True):
+        shuffled[receiver] = Pair(pairs[receiver].prompt, pairs[giver].target, poisoned=True)
+    return tuple(shuffled)
+
+
 def _clean_pair(record: Record, seed: int, index: int) -> Pair:
     """Of several answers each is as right as another, so one is drawn; the same at any rate of poison."""
     target = random.Random(f"pair/clean/{seed}/{index}").choice(record.answers)
