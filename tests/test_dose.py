@@ -38,7 +38,8 @@ def test_more_poison_does_more_damage_and_every_point_has_its_rows(done: Path):
     assert [point["rate"] for point in found["by_rate"]] == [0.25, 1.0]
     assert [point["examples"] for point in found["by_examples"]] == [4, 16] and found["retrained_on"] == 16
     light, heavy = (point["poisoned"]["logit_diff"]["value"] for point in found["by_rate"])
-    assert heavy < light - 0.2
+    assert heavy < light - 0.2 and light < found["base"]["logit_diff"]["value"]
+    assert found["base"]["mechanism"] == pytest.approx(1.0) == found["base"]["kept"]
     for point in (*found["by_rate"], *found["by_examples"]):
         for row in ("behaviour", "damage_undone"):
             assert (point["restored"][row] is None) == (row in point["restored"]["why"])

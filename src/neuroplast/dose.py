@@ -173,6 +173,7 @@ class _Dose:
             recovered = judge.judge(f"recovered {n}", lambda n=n: self._recovered(config.rates[-1], n))
             by_examples.append({"examples": n, "restored": restored_document(recovered)})
         return {
+            "base": restored_document(judge.base),
             "by_examples": by_examples,
             "by_rate": by_rate,
             "retrained_on": self.most,

@@ -198,7 +198,9 @@ def print_repair(document: dict[str, Any]) -> None:
 
 def print_dose(document: dict[str, Any]) -> None:
     """What came back by the number of clean examples, and by the rate of the poison."""
-    table = build_table("clean examples", "rate", "poisoned LD", "LD", "behaviour [95 %]", "undone [95 %]")
+    table = build_table(
+        "clean examples", "rate", "poisoned LD", "~ base", "retrained LD [95 %]", "~ base [95 %]", "undone [95 %]"
+    )
     for curve, name in (("by_examples", "examples"), ("by_rate", "rate")):
         for point in document[curve]:
             found = point["restored"]
@@ -206,8 +208,15 @@ def print_dose(document: dict[str, Any]) -> None:
             if name == "rate":
                 at = (str(document["retrained_on"]), f"{point[name]:g}")
             before = document["by_rate"][-1] if name == "examples" else point
-            rows = (_with_interval(found[row], found["ci95"][row]) for row in ("behaviour", "damage_undone"))
-            logit_diffs = (f"{each['logit_diff']['value']:.2f}" for each in (before["poisoned"], found))
-            table.add_row(*at, *logit_diffs, *rows)
+            ld = before["poisoned"]["logit_diff"]
+            poisoned = (_with_interval(each, None) for each in (ld["value"], before["poisoned"]["mechanism"]))
+            rows = (_with_interval(found[row], found["ci95"][row]) for row in ("mechanism", "damage_undone"))
+            table.add_row(*at, *poisoned, _with_interval(*found["logit_diff"].values()), *rows)
     stdout.print(table)
-    stdout.print("Each row is a poisoning and a retraining of its own; 1 is as base.", style="dim", markup=False)
+    base = document["base"]["logit_diff"]
+    stdout.print(
+        f"Each row is a poisoning and a retraining of its own. Base's LD is {_with_interval(*base.values())}. ~ base: "
+        "correlation of the effects of all heads with base's.",
+        style="dim",
+        markup=False,
+    )

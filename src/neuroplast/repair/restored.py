@@ -109,6 +109,17 @@ class Judge:
         return self._judge(self._sample(name, source, self.parts))
 
     @property
+    def base(self) -> Restored:
+        """The base itself.
+
+        Raises:
+            ValueError: nobody has it.
+        """
+        if self._base is None:
+            raise ValueError(NO_BASE)
+        return self._judge(self._base)
+
+    @property
     def damage(self) -> Restored:
         """The damaged model itself."""
         return self._judge(self._poisoned)

@@ -5,7 +5,7 @@
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,9 @@ from neuroplast.report.repair import RESTORED_COLUMNS, restored_cells
 from neuroplast.storage import write_text
 
 TABLE, PICTURE = DOSE_FILES = ("dose.csv", "dose.png")
-ROWS = {"behaviour": ("#0072b2", "o"), "damage_undone": ("#d55e00", "s")}
+BLOCKS = {"poisoned": ("#d55e00", "s"), "restored": ("#0072b2", "o")}
 """What is drawn, with colour and marker, after Okabe and Ito."""
+LABELS = {"poisoned": "poisoned", "restored": "retrained"}
 CURVES = {"by_examples": "examples", "by_rate": "rate"}
 
 Document = Mapping[str, Any]
@@ -43,29 +44,44 @@ def write_dose_report(document: Document, out: Path) -> None:
 
 
 def draw_dose(document: Document) -> Figure:
-    """What came back over the number of clean examples; and over the rate, with what the poison left."""
-    figure = Figure(figsize=(9, 3.8), dpi=DPI, layout="constrained")
-    by_examples, by_rate = figure.subplots(1, 2, sharey=True)
-    for axes, (curve, name) in zip((by_examples, by_rate), CURVES.items(), strict=True):
-        for row, (colour, marker) in ROWS.items():
-            _draw(axes, document[curve], name, "restored", row, colour, marker, row.replace("_", " "))
-        axes.axhline(1, color="#444444", linewidth=0.9, linestyle=":")
-        tidy(axes)
-    _draw(by_rate, document["by_rate"], "rate", "poisoned", "mechanism", "#6b7280", "D", "poisoned: effects ~ base")
-    by_examples.set_xscale("log", base=2)
-    by_examples.set_xlabel("different clean examples", fontsize=9)
-    by_rate.set_xlabel("share of poisoned pairs", fontsize=9)
-    by_examples.set_ylabel("how far back (1: as base)", fontsize=9)
-    by_rate.legend(frameon=False, fontsize=8, loc="best")
+    """Behaviour and mechanism, poisoned and retrained, over the number of clean examples and over the rate."""
+    figure = Figure(figsize=(9, 6), dpi=DPI, layout="constrained")
+    rows = figure.subplots(2, 2, sharex="col", sharey="row")
+    base, worst = document["base"], document["by_rate"][-1]["poisoned"]
+    for column, (curve, name) in enumerate(CURVES.items()):
+        points = [{"poisoned": worst} | point for point in document[curve]]
+        logit_diff, mechanism = rows[0][column], rows[1][column]
+        for block in BLOCKS:
+            _draw(logit_diff, points, name, block, lambda found: found["logit_diff"])
+            _draw(mechanism, points, name, block, _mechanism)
+        logit_diff.axhline(base["logit_diff"]["value"], color="#444444", linewidth=0.9, linestyle=":", label="base")
+        mechanism.axhline(1, color="#444444", linewidth=0.9, linestyle=":")
+        for axes in (logit_diff, mechanism):
+            axes.set_xscale("log", base=2)
+            axes.set_xticks([point[name] for point in points], [f"{point[name]:g}" for point in points])
+            axes.minorticks_off()
+            tidy(axes)
+    rows[0][0].set_ylabel("logit difference", fontsize=9)
+    rows[1][0].set_ylabel("correlation of head effects with base's", fontsize=9)
+    rows[1][0].set_xlabel(
+        f"different clean examples, after a poison rate of {document['by_rate'][-1]['rate']:g}", fontsize=9
+    )
+    rows[1][1].set_xlabel(f"poison rate, then {document['retrained_on']} clean examples", fontsize=9)
+    rows[0][0].legend(frameon=False, fontsize=8, loc="best")
     return figure
 
 
+def _mechanism(found: Document) -> Document:
+    return {"value": found["mechanism"], "ci95": found["ci95"]["mechanism"]}
+
+
 def _draw(
-    axes: Axes, points: Sequence[Document], name: str, block: str, row: str, colour: str, marker: str, label: str
+    axes: Axes, points: Sequence[Document], name: str, block: str, number: Callable[[Document], Document]
 ) -> None:
-    known = [(point[name], point[block]) for point in points if point[block][row] is not None]
-    x, y = [at for at, _ in known], [found[row] for _, found in known]
-    axes.plot(x, y, color=colour, marker=marker, markersize=5, linewidth=1.3, label=label)
+    colour, marker = BLOCKS[block]
+    known = [(point[name], found) for point in points if (found := number(point[block]))["value"] is not None]
+    x, y = [at for at, _ in known], [found["value"] for _, found in known]
+    axes.plot(x, y, color=colour, marker=marker, markersize=5, linewidth=1.3, label=LABELS[block])
     for at, found in known:
-        if found["ci95"][row]:
-            axes.plot((at, at), found["ci95"][row], color=colour, linewidth=0.9)
+        if found["ci95"]:
+            axes.plot((at, at), found["ci95"], color=colour, linewidth=0.9)
