@@ -191,6 +191,14 @@ def print_repair(document: dict[str, Any]) -> None:
                 else ""
             )
             stdout.print(f"{name}: {told['status']} by mending, kept {kept}{beside}", style="dim", markup=False)
+    if (of_base := document["function_in_base"])["value"] is not None and document["restoration"]:
+        mended = document["restoration"]
+        stdout.print(
+            f"base's circuit alone gives {_with_interval(mended['function'], mended['ci95']['function'])} of the logit "
+            f"difference of the mended model, {_with_interval(of_base['value'], of_base['ci95'])} of base's",
+            style="dim",
+            markup=False,
+        )
     stdout.print(document["statement"], markup=False)
     if document.get("new_damage"):
         stdout.print(f"New damage: {', '.join(document['new_damage'])}.", style="bold red", markup=False)

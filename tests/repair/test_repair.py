@@ -8,16 +8,22 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from neuroplast.behaviour import measure_behaviour
+from neuroplast.circuits.discover import discover
+from neuroplast.circuits.files import save_circuit
 from neuroplast.errors import GateError, InputError
+from neuroplast.interventions.ablation import build_ablation
+from neuroplast.interventions.knockout import run_knockouts
 from neuroplast.models.sources import load_model, weights_sha256
 from neuroplast.models.weights import WeightMap, choose_pieces
 from neuroplast.repair import RepairConfig, require_reached, run_repair, strategies
 from neuroplast.repair.check import AGAINST, MENDED, new_damage
-from neuroplast.repair.repair import in_turn
+from neuroplast.repair.repair import OTHER_PROMPTS, in_turn
 from neuroplast.repair.restored import NO_BASE, Restored, Source
 from neuroplast.repair.strategies import Candidate, Ranking, count_weights, rank_by_gradient
 from neuroplast.statistics import Estimate
 from neuroplast.storage import Parts
+from neuroplast.tasks import ioi
+from neuroplast.tasks.prompts import REFERENCE_SEED
 from neuroplast.training import FinetuneConfig, train
 from neuroplast.training.finetune import save_checkpoint
 
@@ -93,6 +99,31 @@ def test_the_document_is_the_contracts_and_the_fewest_parts_are_taken(grafted: P
     assert "greater_than" in found["spared"] and found["spared"]["agreement"]["why"]
     assert (grafted / "frontier.csv").read_text().count("\n") == 1 + len(tried)
     assert (grafted / "frontier.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_bases_circuit_is_tried_in_the_mended_model_on_prompts_of_its_own(poisoned: Path, tmp_path: Path):
+    base = load_model("tiny")
+    circuit = discover(base, ioi.prompts(base, 24, 5), threshold=0.1)
+    save_circuit(tmp_path / "circuit.json", circuit)
+    out = tmp_path / "mended"
+    config = settings(poisoned, strategy="graft", circuit=str(tmp_path / "circuit.json"), **SHORT)
+    found = run_repair(config, out)
+    prompts = ioi.prompts(base, SMALL["n_prompts"], OTHER_PROMPTS, split="eval")
+    others = ioi.prompts(base, 480, OTHER_PROMPTS + REFERENCE_SEED, split="eval")
+    assert not {record.clean for record in prompts.records} & {record.clean for record in others.records}
+    for model, each in (
+        (load_model(out), found["restoration"]["function"]),
+        (base, found["function_in_base"]["value"]),
+    ):
+        ablation = build_ablation(model, prompts, reference=others)
+        inside = run_knockouts(model, prompts, [circuit.heads], ablation, keep=True).mean()
+        whole = run_knockouts(model, prompts, [()], ablation).mean()
+        assert each == pytest.approx(float(inside / whole), abs=1e-5)
+    assert found["before"]["function"] != found["restoration"]["function"]
+    (tmp_path / "circuit.json").write_text("{}")
+    with pytest.raises(InputError, match="circuit"):
+        run_repair(config, tmp_path / "other")
+    assert not (tmp_path / "other").exists()
 
 
 def test_a_finished_repair_is_not_done_again_and_its_models_are_left_as_they_were(grafted: Path, poisoned: Path):

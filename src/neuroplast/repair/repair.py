@@ -16,6 +16,11 @@ from math import inf
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from neuroplast.circuits.circuit import Circuit
+from neuroplast.circuits.evaluate import estimate_document
+from neuroplast.circuits.files import load_circuit, require_model
+from neuroplast.circuits.inside import faithfulness_inside
+from neuroplast.circuits.shape import shape_of
 from neuroplast.errors import GateError, InputError, StorageError, UnsupportedModelError, unknown_name
 from neuroplast.memory import parse_size
 from neuroplast.models.between import require_same_parts
@@ -24,14 +29,14 @@ from neuroplast.models.sources import LEARNING_RATE, DType, load_model, suited_l
 from neuroplast.models.weights import WeightMap, choose_pieces, put_weights
 from neuroplast.observer import Observer, Silent
 from neuroplast.repair.check import check_battery, new_damage
-from neuroplast.repair.restored import NO_BASE, Judge, Restored, restored_document
+from neuroplast.repair.restored import NO_BASE, NO_CIRCUIT, Judge, Restored, restored_document
 from neuroplast.repair.strategies import BEST, Candidate, Ranking, grafts, rank_by_gradient, rank_by_ledger, retrain
 from neuroplast.report.repair import REPAIR_FILES, write_repair_report
-from neuroplast.statistics import MOST_SEED
-from neuroplast.storage import Parts, atomic_file, claim, is_begun, load_json, release, write_json
+from neuroplast.statistics import MOST_SEED, Estimate
+from neuroplast.storage import Parts, atomic_file, claim, hash_file, is_begun, load_json, release, write_json
 from neuroplast.subject import require_between, versions
 from neuroplast.tasks import load_task
-from neuroplast.tasks.prompts import PromptSet
+from neuroplast.tasks.prompts import REFERENCE_SEED, PromptSet
 from neuroplast.training.data import Example, build_examples
 from neuroplast.training.finetune import FinetuneConfig, save_checkpoint
 
@@ -40,6 +45,8 @@ STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
 MARKER, RESULT, WORK = "repairing.json", "repair.json", "work"
 OTHER_PROMPTS = 1_000_003
 """Added to the seed of the prompts that the mended model is judged on, which are not those it is chosen on."""
+N_REFERENCE = 480
+"""Prompts that knocked-out heads are averaged over, where a circuit is given."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +73,8 @@ class RepairConfig:
     """Examples a step."""
     learning_rate: float | None = None
     """Peak learning rate of AdamW; None takes one that suits the model's size."""
+    circuit: str | None = None
+    """A file with the base's circuit, to be tried in the mended model; None leaves that out."""
     n_battery: int = 32
     """Prompts of each other task that is checked for new damage; 0 checks none, and no text."""
     seed: int = 0
@@ -85,7 +94,7 @@ class RepairConfig:
             raise InputError(f"target must be above 0 and at most 1, got {self.target}")
         for name, least in {"n_prompts": 2, "n_train": 1, "n_battery": 0}.items():
             require_between(name, getattr(self, name), least)
-        require_between("seed", self.seed, 0, MOST_SEED - OTHER_PROMPTS)
+        require_between("seed", self.seed, 0, MOST_SEED - OTHER_PROMPTS - REFERENCE_SEED)
         if not task.counterfactuals:
             raise InputError(f"task {task.name!r} has no counterfactual prompts, and a mechanism is measured with them")
         self.training(LEARNING_RATE if self.learning_rate is None else self.learning_rate)
@@ -99,9 +108,19 @@ class RepairConfig:
         """One of the two models."""
         return load_model(source, device=self.device, dtype=self.dtype, say=observer.say)
 
-    def prompts(self, model: Network, seed: int) -> PromptSet:
+    def prompts(self, model: Network, seed: int, n: int | None = None) -> PromptSet:
         """Held-out prompts of the task."""
-        return load_task(self.task).prompts(model, self.n_prompts, seed, split="eval")
+        return load_task(self.task).prompts(model, n or self.n_prompts, seed, split="eval")
+
+    def load_circuit(self, model: Network) -> Circuit | None:
+        """The base's circuit, where one is given."""
+        if self.circuit is None:
+            return None
+        circuit = load_circuit(Path(self.circuit))
+        require_model(circuit, shape_of(model))
+        if not circuit.heads:
+            raise InputError(f"{self.circuit} has no heads to try in the mended model; give another circuit")
+        return circuit
 
     def examples(self, model: Network) -> list[Example]:
         """Clean examples of the task, from names and templates that no prompt has."""
@@ -120,7 +139,8 @@ def run_repair(
         memory: bound on the process's memory, such as `4GiB`; None takes what is free.
 
     Raises:
-        InputError: for models that are not checkpoints of one, a folder that holds something else, a wrong setting.
+        InputError: for models that are not checkpoints of one, a circuit of another model, a folder that holds
+            something else, a wrong setting.
         TrainingDivergedError: a retraining's loss stopped being a number.
         StorageError: when the folder cannot be written.
     """
@@ -132,12 +152,15 @@ def run_repair(
     base = None if config.base is None else config.load(config.base, observer)
     if base is not None:
         require_same_parts(base, poisoned)
+    circuit = config.load_circuit(poisoned)
     hashes = {"poisoned": weights_sha256(poisoned)} | ({} if base is None else {"base": weights_sha256(base)})
-    provenance = {"schema": 1, "settings": asdict(config), "weights_sha256": hashes}
+    provenance: dict[str, Any] = {"schema": 1, "settings": asdict(config), "weights_sha256": hashes}
+    if config.circuit is not None:
+        provenance["circuit_sha256"] = hash_file(Path(config.circuit))
     claim(out, MARKER, "repair", provenance)
     if not (out / RESULT).is_file():
         try:
-            document = _Repair(config, base, poisoned, out, observer, memory).run()
+            document = _Repair(config, base, poisoned, circuit, out, observer, memory).run()
         except InputError:
             release(out, MARKER)
             raise
@@ -172,11 +195,12 @@ class _Repair:
         config: RepairConfig,
         base: Network | None,
         poisoned: Network,
+        circuit: Circuit | None,
         out: Path,
         observer: Observer,
         memory: str | int | None,
     ) -> None:
-        self.config, self.base, self.poisoned, self.out = config, base, poisoned, out
+        self.config, self.base, self.poisoned, self.circuit, self.out = config, base, poisoned, circuit, out
         self.observer, self.memory = observer, memory
         self.whole = sum(weight.numel() for weight in poisoned.module.parameters())
         self.learning_rate = config.learning_rate or suited_learning_rate(poisoned)
@@ -197,7 +221,8 @@ class _Repair:
             "learning_rate": self.learning_rate,
             "cost": None,
             "restoration": None,
-            "before": restored_document(self.judge.damage),
+            "before": restored_document(self.judge.damage, self._function("poisoned", self.poisoned)),
+            "function_in_base": estimate_document(self._function("base", self.base)),
             "spared": None,
             "new_damage": [],
             "n_prompts": self.config.n_prompts,
@@ -212,7 +237,7 @@ class _Repair:
             "strategy": chosen.strategy,
             "reached": found.score is not None and found.score >= self.config.target,
             "cost": self._candidate_document(chosen)["cost"],
-            "restoration": restored_document(found),
+            "restoration": restored_document(found, self._function(chosen.name, mended)),
             "frontier": [self._candidate_document(each) for each in tried],
             "why": self.why,
             "statement": self._statement(chosen, found),
@@ -234,6 +259,15 @@ class _Repair:
         kept = Parts(self.out / WORK / name.replace(" ", "-"))
         prompts = self.config.prompts(self.poisoned, seed)
         return Judge(self.base, lambda: self.poisoned, prompts, self.config.seed, kept, memory=self.memory)
+
+    def _function(self, name: str, model: Network | None) -> Estimate:
+        """How much of a model's logit difference the base's circuit gives, on the prompts that models are judged on."""
+        if self.circuit is None or model is None:
+            return NO_CIRCUIT
+        seed = self.config.seed + OTHER_PROMPTS
+        reference = self.config.prompts(self.poisoned, seed + REFERENCE_SEED, N_REFERENCE)
+        self.observer.say(f"trying base's circuit in {name}")
+        return faithfulness_inside(model, self.circuit, self.others.prompts, reference, self.others.weights)
 
     def _nothing_to_mend(self) -> str | None:
         damage, target = self.judge.damage, self.config.target

@@ -27,7 +27,8 @@ from neuroplast.storage import Parts
 from neuroplast.tasks.prompts import PromptSet
 
 NO_BASE = "unknown without the base"
-NOT_LOOKED_FOR = "no circuit is looked for: see `neuroplast discover` and `evaluate` with this folder"
+NOT_LOOKED_FOR = "no circuit is looked for: see `neuroplast discover` with this folder"
+NO_CIRCUIT = Estimate(None, None, "give the base's circuit, from `neuroplast discover`, with --circuit")
 
 
 @dataclass(frozen=True)
@@ -143,18 +144,22 @@ class Judge:
         return Restored(logit_diff, accuracy, kept, rows.behaviour, rows.mechanism, rows.damage_undone)
 
 
-def restored_document(found: Restored) -> dict[str, Any]:
-    """The rows of restoration, as in a study's summary, beside the behaviour."""
+def restored_document(found: Restored, function: Estimate = NO_CIRCUIT) -> dict[str, Any]:
+    """The rows of restoration, as in a study's summary, beside the behaviour.
+
+    Args:
+        found: how far the model is back.
+        function: F(C) ÷ F(M) of the base's circuit in the model.
+    """
     names = ("kept", "behaviour", "mechanism", "damage_undone")
-    rows: dict[str, Estimate] = {name: getattr(found, name) for name in names}
+    rows: dict[str, Estimate] = {name: getattr(found, name) for name in names} | {"function": function}
     why = {name: row.why for name, row in rows.items() if row.why}
     return {
         "score": found.score,
         **{name: row.value for name, row in rows.items()},
         "structure": None,
-        "function": None,
         "logit_diff": estimate_document(found.logit_diff),
         "accuracy": estimate_document(found.accuracy),
         "ci95": {name: row.ci95 for name, row in rows.items()},
-        "why": why | dict.fromkeys(("structure", "function"), NOT_LOOKED_FOR),
+        "why": why | {"structure": NOT_LOOKED_FOR},
     }
