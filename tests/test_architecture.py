@@ -20,6 +20,7 @@ FLOORS = (
     {"dose"},
     {"commands"},
     {"cli", "__init__"},
+    {"__main__"},
 )
 ALLOWED_BESIDE = {
     ("models", "tasks"),

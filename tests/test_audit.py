@@ -75,7 +75,7 @@ def test_a_damaged_document_is_told_by_its_name(audited: tuple[Path, dict], dama
     del broken["stored"]["sizes"]
     for text in (json.dumps(broken), "{}", '{"verdict": {"label": "drift"}}', '{"verdict": 3}'):
         (out / "audit.json").write_text(text)
-        with pytest.raises(StorageError, match=r"audit\.json is damaged"):
+        with pytest.raises(StorageError, match=r"audit\.json could not be told"):
             run_audit(AuditConfig(tuned=damaged, **FAST), out)
 
 

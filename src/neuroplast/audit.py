@@ -18,7 +18,7 @@ from neuroplast.comparison.compare import compare_document
 from neuroplast.comparison.comparison import TEXT, CompareSettings
 from neuroplast.comparison.text import SAMPLES
 from neuroplast.comparison.verdict import LABELS, TOLERANCE, UNCHANGED
-from neuroplast.errors import GateError, InputError, StorageError, unknown_name
+from neuroplast.errors import GateError, InputError, unknown_name
 from neuroplast.interventions.selection import Group
 from neuroplast.memory import parse_size
 from neuroplast.models.between import require_same_parts, shared_weights
@@ -27,7 +27,7 @@ from neuroplast.models.sources import load_model, weights_sha256
 from neuroplast.observer import Observer, Silent
 from neuroplast.report.audit import AUDIT_FILES, write_audit_report
 from neuroplast.statistics import can_tell
-from neuroplast.storage import Parts, claim, hash_file, is_begun, load_json, release, write_json, write_jsonl
+from neuroplast.storage import Parts, claimed, hash_file, is_begun, load_json, telling, write_json, write_jsonl
 from neuroplast.subject import Subject, require_whole, versions
 from neuroplast.tasks import TASKS
 
@@ -117,10 +117,9 @@ def run_audit(
     provenance = {**config.provenance(start, prompts), "tuned_sha256": weights_sha256(end)}
     if config.circuit is not None:
         provenance["circuit_sha256"] = hash_file(Path(config.circuit))
-    claim(out, MARKER, "comparison", provenance)
     parts = Parts(out / "parts")
-    if not (out / RESULT).is_file():
-        try:
+    with claimed(out, MARKER, "comparison", provenance):
+        if not (out / RESULT).is_file():
             found = compare_document(
                 start,
                 end,
@@ -133,24 +132,19 @@ def run_audit(
                 progress=observer.progress,
                 **config.settings(),
             )
-        except InputError:
-            release(out, MARKER)
-            raise
-        described = {
-            "schema": 1,
-            "base": {"name": config.model, "weights_sha256": provenance["weights_sha256"]},
-            "tuned": {"name": config.tuned, "weights_sha256": provenance["tuned_sha256"]},
-            "architecture": start.architecture,
-            "task": config.measured,
-        }
-        write_json(out / RESULT, described | found | {"versions": versions()})
+            described = {
+                "schema": 1,
+                "base": {"name": config.model, "weights_sha256": provenance["weights_sha256"]},
+                "tuned": {"name": config.tuned, "weights_sha256": provenance["tuned_sha256"]},
+                "architecture": start.architecture,
+                "task": config.measured,
+            }
+            write_json(out / RESULT, described | found | {"versions": versions()})
     document = load_json(out / RESULT)
     write_jsonl(out / PROMPTS, map(asdict, prompts.records))
-    try:
+    with telling(out / RESULT):
         document["gate"] = judge_gate(document, fail_on)
         write_audit_report(document, out)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise StorageError(f"{out / RESULT} is damaged ({error!r}); remove it and run again") from error
     parts.remove()
     return document | {"files": {name: str(out / name) for name in (RESULT, *AUDIT_FILES)}}
 

@@ -17,7 +17,7 @@ from neuroplast.errors import InputError, NothingFoundError, unknown_name
 from neuroplast.memory import parse_size
 from neuroplast.observer import Observer, Silent
 from neuroplast.report.circuit import write_circuit_report
-from neuroplast.storage import Parts, claim, is_begun, release, write_json, write_jsonl
+from neuroplast.storage import Parts, claimed, is_begun, write_json, write_jsonl
 from neuroplast.subject import Subject, spelled, versions
 
 MARKER, CIRCUIT = "discover.json", "circuit.json"
@@ -93,28 +93,26 @@ def run_discover(
     is_begun(out, MARKER, "discovery")
     model, prompts = config.load(observer)
     provenance = config.provenance(model, prompts)
-    claim(out, MARKER, "discovery", provenance)
     parts = Parts(out / "parts")
-    if not (out / CIRCUIT).is_file():
-        try:
-            found = discover(
-                model,
-                prompts,
-                method=config.method,
-                memory=memory,
-                parts=parts,
-                progress=observer.progress,
-                say=observer.say,
-                **config.settings(),
-            )
-        except InputError as error:
-            if isinstance(error, NothingFoundError):
+    with claimed(out, MARKER, "discovery", provenance):
+        if not (out / CIRCUIT).is_file():
+            try:
+                found = discover(
+                    model,
+                    prompts,
+                    method=config.method,
+                    memory=memory,
+                    parts=parts,
+                    progress=observer.progress,
+                    say=observer.say,
+                    **config.settings(),
+                )
+            except NothingFoundError:
                 parts.remove()
-            release(out, MARKER)
-            raise
-        shape = replace(found.shape, weights_sha256=provenance["weights_sha256"])
-        kept = {**found.provenance, "counterfactual": config.counterfactual, "seed": config.seed}
-        save_circuit(out / CIRCUIT, replace(found, shape=shape, provenance={**kept, "versions": versions()}))
+                raise
+            shape = replace(found.shape, weights_sha256=provenance["weights_sha256"])
+            kept = {**found.provenance, "counterfactual": config.counterfactual, "seed": config.seed}
+            save_circuit(out / CIRCUIT, replace(found, shape=shape, provenance={**kept, "versions": versions()}))
     circuit = load_circuit(out / CIRCUIT)
     write_jsonl(out / "prompts.jsonl", (record.row() for record in prompts.records))
     write_json(out / "steps.json", {"steps": circuit.provenance.get("steps", [])})

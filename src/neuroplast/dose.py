@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from neuroplast.errors import InputError, StorageError
+from neuroplast.errors import InputError
 from neuroplast.memory import parse_size
 from neuroplast.models.network import Network
 from neuroplast.models.sources import LEARNING_RATE, DType, load_model, suited_learning_rate, weights_sha256
@@ -23,7 +23,7 @@ from neuroplast.observer import Observer, Silent
 from neuroplast.repair.restored import Judge, restored_document
 from neuroplast.report.dose import DOSE_FILES, write_dose_report
 from neuroplast.statistics import MOST_SEED
-from neuroplast.storage import Parts, claim, is_begun, load_json, release, write_json
+from neuroplast.storage import Parts, claimed, is_begun, load_json, telling, write_json
 from neuroplast.subject import require_between, versions
 from neuroplast.tasks import load_task
 from neuroplast.tasks.poisons import load_poison
@@ -124,19 +124,13 @@ def run_dose(
     is_begun(out, MARKER, "dose")
     base = load_model(config.model, device=config.device, dtype=config.dtype, say=observer.say)
     provenance = {"schema": 1, "settings": asdict(config), "weights_sha256": weights_sha256(base)}
-    claim(out, MARKER, "dose", provenance)
-    if not (out / RESULT).is_file():
-        try:
+    with claimed(out, MARKER, "dose", provenance):
+        if not (out / RESULT).is_file():
             found = _Dose(config, base, out / WORK, observer, memory).run()
-        except InputError:
-            release(out, MARKER)
-            raise
-        write_json(out / RESULT, provenance | {"poison": config.chosen_poison} | found | {"versions": versions()})
+            write_json(out / RESULT, provenance | {"poison": config.chosen_poison} | found | {"versions": versions()})
     document = load_json(out / RESULT)
-    try:
+    with telling(out / RESULT):
         write_dose_report(document, out)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise StorageError(f"{out / RESULT} is damaged ({error!r}); remove it and run again") from error
     shutil.rmtree(out / WORK, ignore_errors=True)
     return document | {"files": {name: str(out / name) for name in (RESULT, *DOSE_FILES)}}
 

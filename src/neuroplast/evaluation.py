@@ -20,7 +20,7 @@ from neuroplast.memory import parse_size
 from neuroplast.models.network import Network
 from neuroplast.observer import Observer, Silent, about
 from neuroplast.report.evaluation import EVALUATION_FILES, write_evaluation_report
-from neuroplast.storage import Parts, claim, hash_file, is_begun, load_json, release, write_json
+from neuroplast.storage import Parts, claimed, hash_file, is_begun, load_json, telling, write_json
 from neuroplast.subject import MOST_PROMPTS, Subject, require_whole, versions
 from neuroplast.tasks.prompts import REFERENCE_SEED, PromptSet
 
@@ -91,17 +91,14 @@ def run_evaluate(
     model, prompts = config.load(observer)
     require_model(circuit, shape_of(model))
     provenance = {**config.provenance(model, prompts), "circuit_sha256": hash_file(Path(config.circuit))}
-    claim(out, MARKER, "evaluation", provenance)
     parts = Parts(out / "parts")
-    if not (out / RESULT).is_file():
-        try:
+    with claimed(out, MARKER, "evaluation", provenance):
+        if not (out / RESULT).is_file():
             document = judge(config, model, circuit, prompts, parts, observer, memory)
-        except InputError:
-            release(out, MARKER)
-            raise
-        write_json(out / RESULT, document | {"versions": versions()})
+            write_json(out / RESULT, document | {"versions": versions()})
     document = load_json(out / RESULT)
-    write_evaluation_report(document, out)
+    with telling(out / RESULT):
+        write_evaluation_report(document, out)
     parts.remove()
     files = {name: str(out / name) for name in (RESULT, *EVALUATION_FILES)}
     return document | {"files": files}

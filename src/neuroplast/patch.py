@@ -36,7 +36,7 @@ from neuroplast.observer import Observer, Silent
 from neuroplast.report.patch import write_patch_report
 from neuroplast.statistics import NORMAL_95, bootstrap_weights, estimate_mean, interval
 from neuroplast.storage import (
-    claim,
+    claimed,
     is_begun,
     load_metadata,
     load_tensors,
@@ -127,18 +127,18 @@ def run_patch(
     model, prompts = config.load(observer)
     measurement = _Measurement(config, model, prompts, memory, observer)
     provenance = config.provenance(model, prompts)
-    claim(out, SETTINGS, "measurement", provenance)
-    if not (out / FILE).is_file():
-        tensors = measurement.run(out / PARTS)
-        described = {name: json.dumps(value, ensure_ascii=False) for name, value in provenance.items()}
-        described |= {
-            "rows": json.dumps(measurement.names),
-            "sign": measurement.sign,
-            "interval": measurement.interval,
-            "versions": json.dumps(versions()),
-        }
-        write_tensors(out / FILE, tensors, described)
-        shutil.rmtree(out / PARTS, ignore_errors=True)
+    with claimed(out, SETTINGS, "measurement", provenance):
+        if not (out / FILE).is_file():
+            tensors = measurement.run(out / PARTS)
+            described = {name: json.dumps(value, ensure_ascii=False) for name, value in provenance.items()}
+            described |= {
+                "rows": json.dumps(measurement.names),
+                "sign": measurement.sign,
+                "interval": measurement.interval,
+                "versions": json.dumps(versions()),
+            }
+            write_tensors(out / FILE, tensors, described)
+            shutil.rmtree(out / PARTS, ignore_errors=True)
     write_jsonl(out / PROMPTS, (record.row() for record in prompts.records))
     kept = {name: json.loads(text) for name, text in load_metadata(out / FILE).items() if name in provenance}
     if kept != provenance:

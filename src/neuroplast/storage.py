@@ -209,8 +209,12 @@ def load_tensors(path: Path) -> "dict[str, Tensor]":
         raise StorageError(f"could not read {path}: {error}; remove it, then run the same command again") from error
 
 
-def claim(out: Path, marker: str, what: str, provenance: Mapping[str, Any]) -> None:
+@contextmanager
+def claimed(out: Path, marker: str, what: str, provenance: Mapping[str, Any]) -> Generator[None]:
     """Writes down what a folder is for, or checks that it is the same; `is_begun` has looked at the folder before.
+
+    Where the block finds that it was asked for something that cannot be, and has measured nothing, another may take the
+    folder.
 
     Args:
         out: the folder.
@@ -227,15 +231,35 @@ def claim(out: Path, marker: str, what: str, provenance: Mapping[str, Any]) -> N
         write_json(out / marker, provenance)
     elif load_json(out / marker) != json.loads(json.dumps(provenance)):
         raise InputError(f"{out} holds another {what} (other settings, prompts or weights); choose another --out")
+    try:
+        yield
+    except InputError:
+        _release(out, marker)
+        raise
 
 
-def release(out: Path, marker: str) -> None:
+def _release(out: Path, marker: str) -> None:
     """Frees an output folder that a run claimed and has nothing measured in: another may take it."""
     others = [entry for entry in out.iterdir() if entry.name != marker]
     if not any(entry.is_file() or any(entry.iterdir()) for entry in others):
         for entry in others:
             entry.rmdir()
         (out / marker).unlink(missing_ok=True)
+
+
+@contextmanager
+def telling(path: Path) -> Generator[None]:
+    """Tells what was read from a result; where its content does not fit what is told, the file is named.
+
+    Raises:
+        StorageError: so it is.
+    """
+    try:
+        yield
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise StorageError(
+            f"{path} could not be told: {error!r}; remove it, then run the same command again"
+        ) from error
 
 
 class Parts:

@@ -122,6 +122,11 @@ def test_an_interrupted_study_says_how_to_go_on_and_goes_on(run, tmp_path: Path)
     assert run(*words[3:])[0] == 0 and (tmp_path / "run" / "summary.json").is_file()
 
 
+def test_the_package_runs_as_the_command_does():
+    done = subprocess.run([sys.executable, "-m", "neuroplast", "tasks", "--json"], capture_output=True, text=True)
+    assert done.returncode == 0 and json.loads(done.stdout)[0]["name"] == "ioi"
+
+
 def test_without_a_command_the_help_is_shown(run):
     code, text, err = run()
     assert code == 0 and "study" in text and err == ""

@@ -21,7 +21,7 @@ from neuroplast.circuits.evaluate import estimate_document
 from neuroplast.circuits.files import load_circuit, require_model
 from neuroplast.circuits.inside import faithfulness_inside
 from neuroplast.circuits.shape import shape_of
-from neuroplast.errors import GateError, InputError, StorageError, UnsupportedModelError, unknown_name
+from neuroplast.errors import GateError, InputError, UnsupportedModelError, unknown_name
 from neuroplast.memory import parse_size
 from neuroplast.models.between import require_same_parts
 from neuroplast.models.network import Network
@@ -33,7 +33,7 @@ from neuroplast.repair.restored import NO_BASE, NO_CIRCUIT, Judge, Restored, res
 from neuroplast.repair.strategies import BEST, Candidate, Ranking, grafts, rank_by_gradient, rank_by_ledger, retrain
 from neuroplast.report.repair import REPAIR_FILES, write_repair_report
 from neuroplast.statistics import MOST_SEED, Estimate
-from neuroplast.storage import Parts, atomic_file, claim, hash_file, is_begun, load_json, release, write_json
+from neuroplast.storage import Parts, atomic_file, claimed, hash_file, is_begun, load_json, telling, write_json
 from neuroplast.subject import require_between, versions
 from neuroplast.tasks import load_task
 from neuroplast.tasks.prompts import REFERENCE_SEED, PromptSet
@@ -157,19 +157,13 @@ def run_repair(
     provenance: dict[str, Any] = {"schema": 1, "settings": asdict(config), "weights_sha256": hashes}
     if config.circuit is not None:
         provenance["circuit_sha256"] = hash_file(Path(config.circuit))
-    claim(out, MARKER, "repair", provenance)
-    if not (out / RESULT).is_file():
-        try:
+    with claimed(out, MARKER, "repair", provenance):
+        if not (out / RESULT).is_file():
             document = _Repair(config, base, poisoned, circuit, out, observer, memory).run()
-        except InputError:
-            release(out, MARKER)
-            raise
-        write_json(out / RESULT, provenance | document | {"versions": versions()})
+            write_json(out / RESULT, provenance | document | {"versions": versions()})
     document = load_json(out / RESULT)
-    try:
+    with telling(out / RESULT):
         write_repair_report(document, out)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise StorageError(f"{out / RESULT} is damaged ({error!r}); remove it and run again") from error
     shutil.rmtree(out / WORK, ignore_errors=True)
     files = {name: str(out / name) for name in (RESULT, *REPAIR_FILES)}
     return document | {"files": files | ({"checkpoint": str(out)} if document["strategy"] else {})}

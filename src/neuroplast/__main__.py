@@ -1,0 +1,5 @@
+"""`python -m neuroplast`: the same as the command `neuroplast`."""
+
+from neuroplast.cli import main
+
+main()
