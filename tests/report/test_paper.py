@@ -13,7 +13,8 @@ def test_the_ladder_has_a_row_for_every_measured_point(reported: Path):
     rows = {(row[0], row[2]): row for row in table.rows}
     base = rows["base", "0"]
     assert base[3].startswith("4.19 [") and base[5].startswith("1.04 [") and base[6].endswith("%")
-    assert rows["recovered/subject_duplication", "40"][8] == "0.94 [0.90, 0.96]"
+    assert rows["recovered/subject_duplication", "40"][9] == "0.94 [0.90, 0.96]"
+    assert rows["recovered/subject_duplication", "40"][7].startswith("0.95 ["), "base's circuit in the recovered model"
     assert rows["tuned", "40"][4:7] == ("–", "–", "–"), "no circuit was looked for there"
     assert rows["poisoned/subject_duplication", "40"][3].startswith("−10.10")
 

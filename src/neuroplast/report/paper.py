@@ -2,7 +2,8 @@
 Markdown and LaTeX.
 
 One row a measured point: logit difference, F(C) of the circuit found there, its faithfulness and its share of all
-nodes, likeness to base, and what came back. Where the model is GPT-2 small and the task indirect object identification,
+nodes, the faithfulness of base's circuit there (which the study publishes of recovered models), likeness to base, and
+what came back. Where the model is GPT-2 small and the task indirect object identification,
 a column has the published figures beside ours (Chhabra, Zhu and Khalili 2025, arXiv 2503.01896); they are quoted second
 hand, and their protocol is not ours in every respect.
 """
@@ -99,7 +100,8 @@ def write_paper_tables(run: Path, results: StudyResults) -> None:
 def ladder_table(results: StudyResults) -> Table:
     """Every measured point of every fine-tuning."""
     published = results.model == PUBLISHED_MODEL and results.task == PUBLISHED_TASK
-    header = ("stage", "epoch", "steps", "LD", "F(C)", "faithfulness", "sparsity", "effects ~ base", "damage undone")
+    header = ("stage", "epoch", "steps", "LD", "F(C)", "faithfulness", "sparsity", "base's circuit", "effects ~ base")
+    header += ("damage undone",)
     final = {id(stage) for stage in results.stages}
     rows = [
         (*_ladder_row(point), *([_published(point, id(point) in final)] if published else []))
@@ -107,7 +109,8 @@ def ladder_table(results: StudyResults) -> Table:
     ]
     caption = (
         f"{results.model} on {results.task}: logit difference (LD), circuit and likeness to base; "
-        "95 % intervals over prompts in brackets."
+        "95 % intervals over prompts in brackets. Base's circuit: its faithfulness in the stage's model; "
+        "of a model that prefers the foil, both are of that preference."
     )
     return Table("paper_ladder", caption, (*header, *(["published"] if published else [])), tuple(rows))
 
@@ -145,10 +148,17 @@ def _ladder_row(point: Stage) -> tuple[str, ...]:
     circuit = ("–", "–", "–")
     if point.circuit:
         criteria = point.circuit.criteria
-        circuit = (_shown(criteria.circuit), _shown(criteria.faithfulness), f"{point.circuit.found.sparsity():.2%}")
+        faithfulness = _known(criteria.faithfulness, criteria.foil_faithfulness)
+        circuit = (_shown(criteria.circuit), _shown(faithfulness), f"{point.circuit.found.sparsity():.2%}")
     epoch = "–" if point.epoch is None else f"{point.epoch:g}"
-    measured = (_shown(point.behaviour.logit_diff), *circuit, _shown(point.similarity), _shown(undone))
+    of_base = _known(point.base_circuit, point.base_circuit_foil)
+    measured = (_shown(point.behaviour.logit_diff), *circuit, _shown(of_base), _shown(point.similarity), _shown(undone))
     return (point.id, epoch, str(point.step), *measured)
+
+
+def _known(answer: Estimate, foil: Estimate) -> Estimate:
+    """Of the shares of the preference for the answer and for the foil, the one that the model has."""
+    return foil if answer.value is None else answer
 
 
 def _published(point: Stage, is_final: bool) -> str:
