@@ -20,7 +20,7 @@ from neuroplast.memory import parse_size
 from neuroplast.models.network import Network
 from neuroplast.observer import Observer, Silent, about
 from neuroplast.report.evaluation import EVALUATION_FILES, write_evaluation_report
-from neuroplast.storage import Parts, claimed, hash_file, is_begun, load_json, telling, write_json
+from neuroplast.storage import Parts, claimed, hash_file, is_begun, load_json, write_json
 from neuroplast.subject import MOST_PROMPTS, Subject, require_whole, versions
 from neuroplast.tasks.prompts import REFERENCE_SEED, PromptSet
 
@@ -97,8 +97,7 @@ def run_evaluate(
             document = judge(config, model, circuit, prompts, parts, observer, memory)
             write_json(out / RESULT, document | {"versions": versions()})
     document = load_json(out / RESULT)
-    with telling(out / RESULT):
-        write_evaluation_report(document, out)
+    write_evaluation_report(document, out)
     parts.remove()
     files = {name: str(out / name) for name in (RESULT, *EVALUATION_FILES)}
     return document | {"files": files}

@@ -256,7 +256,7 @@ def telling(path: Path) -> Generator[None]:
     """
     try:
         yield
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
         raise StorageError(
             f"{path} could not be told: {error!r}; remove it, then run the same command again"
         ) from error

@@ -34,8 +34,8 @@ def print_story(summary: dict[str, Any]) -> None:
     stdout.print(table)
     stdout.print(
         "LD: logit(answer) - logit(foil), of several the log odds, mean over held-out prompts. effects ~ base: "
-        "correlation of the effects of all heads with the base's.\ncontrol: clean training of the undamaged base for "
-        "as many steps as the recovery took.",
+        "correlation of the effects of all heads with the base's.\ncontrol/equal_steps: clean training of the "
+        "undamaged base for as many steps as the recovery took.",
         style="dim",
     )
 
@@ -191,14 +191,14 @@ def print_repair(document: dict[str, Any]) -> None:
                 else ""
             )
             stdout.print(f"{name}: {told['status']} by mending, kept {kept}{beside}", style="dim", markup=False)
-    if (of_base := document["function_in_base"])["value"] is not None and document["restoration"]:
-        mended = document["restoration"]
-        stdout.print(
-            f"base's circuit alone gives {_with_interval(mended['function'], mended['ci95']['function'])} of the logit "
-            f"difference of the mended model, {_with_interval(of_base['value'], of_base['ci95'])} of base's",
-            style="dim",
-            markup=False,
-        )
+    mended = document["restoration"] or {}
+    if random := mended.get("function_random"):
+        share = _with_interval(mended["function"], mended["ci95"]["function"])
+        said = f"base's circuit alone gives {share} of the mended model's logit difference"
+        said += f", {random['n']} random ones {random['max']:.2f} at most" if random["n"] else ""
+        if of_base := document["function_in_base"]:
+            said += f"; of base's, {_with_interval(*list(of_base['faithfulness'].values())[:2])}"
+        stdout.print(said, style="dim", markup=False)
     stdout.print(document["statement"], markup=False)
     if document.get("new_damage"):
         stdout.print(f"New damage: {', '.join(document['new_damage'])}.", style="bold red", markup=False)
@@ -216,15 +216,15 @@ def print_dose(document: dict[str, Any]) -> None:
             if name == "rate":
                 at = (str(document["retrained_on"]), f"{point[name]:g}")
             before = document["by_rate"][-1] if name == "examples" else point
-            ld = before["poisoned"]["logit_diff"]
-            poisoned = (_with_interval(each, None) for each in (ld["value"], before["poisoned"]["mechanism"]))
+            was, ld = before["poisoned"], found["logit_diff"]
+            poisoned = (_with_interval(each, None) for each in (was["logit_diff"]["value"], was["mechanism"]))
             rows = (_with_interval(found[row], found["ci95"][row]) for row in ("mechanism", "damage_undone"))
-            table.add_row(*at, *poisoned, _with_interval(*found["logit_diff"].values()), *rows)
+            table.add_row(*at, *poisoned, _with_interval(ld["value"], ld["ci95"]), *rows)
     stdout.print(table)
     base = document["base"]["logit_diff"]
     stdout.print(
-        f"Each row is a poisoning and a retraining of its own. Base's LD is {_with_interval(*base.values())}. ~ base: "
-        "correlation of the effects of all heads with base's.",
+        "Each row is a poisoning and a retraining of its own. Base's LD is "
+        f"{_with_interval(base['value'], base['ci95'])}. ~ base: correlation of the effects of all heads with base's.",
         style="dim",
         markup=False,
     )

@@ -38,15 +38,18 @@ def test_a_target_that_is_not_reached_exits_3_after_the_table(run, tmp_path: Pat
         "frontier": [{"strategy": "full", "cost": cost, "restored": found}],
         "spared": {"text": {"against_poisoned": {"status": "damaged", "kept": {"value": 0.7, "ci95": [0.6, 0.8]}}}},
         "new_damage": ["text"],
-        "function_in_base": {"value": 0.63, "ci95": [0.5, 0.7]},
-        "restoration": {"function": 0.54, "ci95": {"function": [0.25, 0.89]}},
+        "function_in_base": {"faithfulness": {"value": 0.63, "ci95": [0.5, 0.7]}},
+        "restoration": {
+            "function": 0.54,
+            "function_random": {"n": 20, "mean": -1.1, "max": -0.96},
+            "ci95": {"function": [0.25, 0.89]},
+        },
         "files": {"repair.json": "x"},
     }
     monkeypatch.setattr(repair, "run_repair", lambda *_, **__: document)
     code, out, err = run("repair", "tiny", "tiny", "--out", str(tmp_path), *SMALL)
     assert code == 3 and "0.50 [0.30, 0.60]" in out and "New damage: text." in out
-    assert (
-        "gives 0.54 [0.25, 0.89] of the logit difference of the mended model, 0.63 [0.50, 0.70] of base's"
-        in " ".join(out.split())
-    )
+    told = " ".join(out.split())
+    assert "gives 0.54 [0.25, 0.89] of the mended model's logit difference, 20 random ones -0.96 at most" in told
+    assert "of base's, 0.63 [0.50, 0.70]" in told
     assert err.strip() == "error: Not mended: 40% where the target is 90%."

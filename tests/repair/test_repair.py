@@ -8,8 +8,10 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from neuroplast.behaviour import measure_behaviour
+from neuroplast.circuits.circuit import Circuit
 from neuroplast.circuits.discover import discover
 from neuroplast.circuits.files import save_circuit
+from neuroplast.components import parse_node
 from neuroplast.errors import GateError, InputError
 from neuroplast.interventions.ablation import build_ablation
 from neuroplast.interventions.knockout import run_knockouts
@@ -113,13 +115,17 @@ def test_the_bases_circuit_is_tried_in_the_mended_model_on_prompts_of_its_own(po
     assert not {record.clean for record in prompts.records} & {record.clean for record in others.records}
     for model, each in (
         (load_model(out), found["restoration"]["function"]),
-        (base, found["function_in_base"]["value"]),
+        (base, found["function_in_base"]["faithfulness"]["value"]),
     ):
         ablation = build_ablation(model, prompts, reference=others)
         inside = run_knockouts(model, prompts, [circuit.heads], ablation, keep=True).mean()
         whole = run_knockouts(model, prompts, [()], ablation).mean()
         assert each == pytest.approx(float(inside / whole), abs=1e-5)
     assert found["before"]["function"] != found["restoration"]["function"]
+    assert found["restoration"]["function_random"]["n"] == 20
+    save_circuit(tmp_path / "other.json", Circuit(circuit.shape, {parse_node("a1.h0@yy"): 1.0}))
+    with pytest.raises(InputError, match=r"other\.json has heads at yy, which prompts of 'ioi' have not"):
+        run_repair(settings(poisoned, circuit=str(tmp_path / "other.json")), tmp_path / "other")
     (tmp_path / "circuit.json").write_text("{}")
     with pytest.raises(InputError, match="circuit"):
         run_repair(config, tmp_path / "other")

@@ -35,9 +35,9 @@ def test_the_mean_over_seeds_has_the_interval_of_another_seed():
 
 
 def test_what_is_undefined_says_so_instead_of_being_a_mean_of_the_rest():
-    found = seeds_document([numbers_of(way(heal), restored(0.9, 0.9)) for heal in (20.0, None, 25.0)])
+    found = seeds_document([numbers_of(way(heal), restored(0.9, 0.9)) for heal in (20.0, None, 25.0, 23.0)])
     heal = found["half_way_steps"]["heal"]["mechanism"]
-    assert heal["value"] is None and heal["ci95"] is None and "2 seeds have a value" in heal["why"]
+    assert heal["value"] is None and heal["ci95"] is None and heal["why"] == "undefined at 1 of 4 seeds"
     assert found["restoration"]["function"]["difference"]["value"] is None
     assert found["roles"]["name mover"]["hysteresis"]["why"]
 
@@ -57,3 +57,9 @@ def test_a_role_that_one_seed_has_not_is_left_out():
         numbers_of(way(1.0, role=role), restored(1.0, 1.0)) for role in ("name mover", "name mover", "induction")
     ]
     assert "roles" not in seeds_document(numbers)
+
+
+def test_a_recovery_that_was_not_followed_has_its_restoration():
+    found = seeds_document([numbers_of(None, restored(value, 0.9)) for value in (0.7, 0.8, 0.9)])
+    assert found["restoration"]["mechanism"]["recovered"]["value"] == pytest.approx(0.8)
+    assert "half_way_steps" not in found

@@ -261,7 +261,9 @@ def test_a_folder_of_another_study_is_refused_and_left_alone(run: Path):
     assert (run / "study.toml").read_text() == before
 
 
-@pytest.mark.parametrize("name", ["manifest.json", "stages/tuned/measures.json"])
+@pytest.mark.parametrize(
+    "name", ["manifest.json", "stages/tuned/measures.json", "stages/recovered/subject_duplication/measures.json"]
+)
 def test_a_damaged_file_of_a_run_is_named(run: Path, tmp_path: Path, name: str):
     shutil.copytree(run, tmp_path / "run")
     (tmp_path / "run" / name).write_text("{}")

@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from neuroplast.errors import InputError
-from neuroplast.tasks import ioi
+from neuroplast.models.sources import load_model
+from neuroplast.tasks import TASKS, ioi
 from neuroplast.tasks.poisons import POISONS, Pair, Poison, build_pairs, load_poison, shuffle_targets
 from neuroplast.tasks.prompts import Record
 
@@ -126,13 +127,24 @@ def test_a_poison_of_another_task_is_refused_with_the_ones_that_fit(monkeypatch)
         load_poison("duplication", "capitals")
 
 
-@given(rate=st.floats(0, 1), seed=st.integers(0, 99))
-def test_shuffled_targets_are_those_of_the_share_and_nobody_keeps_his_own(rate, seed):
-    pairs = [Pair(f"prompt {index}", f" target{index}", False) for index in range(20)]
-    shuffled = shuffle_targets(pairs, rate, seed)
-    n = round(rate * len(pairs))
-    assert [each.prompt for each in shuffled] == [each.prompt for each in pairs]
-    assert sorted(each.target for each in shuffled) == sorted(each.target for each in pairs)
-    moved = [now for now, before in zip(shuffled, pairs, strict=True) if now.target != before.target]
-    assert sum(each.poisoned for each in shuffled) == n and len(moved) == (n if n > 1 else 0)
-    assert shuffle_targets(pairs, rate, seed) == shuffled
+@pytest.mark.parametrize("task", ["ioi", "greater_than"])
+@pytest.mark.parametrize("rate", [0.0, 0.3, 1.0])
+def test_shuffled_targets_are_those_of_others_and_always_wrong(task, rate):
+    records = TASKS[task].build_records(load_model("tiny").tokenizer, 40, 3)
+    shuffled, clean = shuffle_targets(records, rate, 1), build_pairs(records, None, 0.0, (), 1)
+    assert [each.prompt for each in shuffled] == [each.prompt for each in clean]
+    n_wrong = sum(each.poisoned for each in shuffled)
+    assert 0.8 * rate * len(records) <= n_wrong <= round(rate * len(records))
+    assert task != "ioi" or n_wrong == round(rate * len(records))
+    for now, before, record in zip(shuffled, clean, records, strict=True):
+        if now.poisoned:
+            assert now.target not in record.answers and now.target in {each.target for each in clean}
+        else:
+            assert now == before
+    assert shuffle_targets(records, rate, 1) == shuffled
+    assert rate == 0 or shuffle_targets(records, rate, 2) != shuffled
+
+
+def test_a_pair_for_which_every_target_is_right_stays_clean(records):
+    (only,) = shuffle_targets(records[:1], 1.0, 0)
+    assert only == Pair(records[0].clean, records[0].answer, False)

@@ -17,9 +17,8 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from neuroplast.circuits.circuit import Circuit
-from neuroplast.circuits.evaluate import estimate_document
 from neuroplast.circuits.files import load_circuit, require_model
-from neuroplast.circuits.inside import faithfulness_inside
+from neuroplast.circuits.inside import inside_document
 from neuroplast.circuits.shape import shape_of
 from neuroplast.errors import GateError, InputError, UnsupportedModelError, unknown_name
 from neuroplast.memory import parse_size
@@ -29,10 +28,10 @@ from neuroplast.models.sources import LEARNING_RATE, DType, load_model, suited_l
 from neuroplast.models.weights import WeightMap, choose_pieces, put_weights
 from neuroplast.observer import Observer, Silent
 from neuroplast.repair.check import check_battery, new_damage
-from neuroplast.repair.restored import NO_BASE, NO_CIRCUIT, Judge, Restored, restored_document
+from neuroplast.repair.restored import NO_BASE, Judge, Restored, restored_document
 from neuroplast.repair.strategies import BEST, Candidate, Ranking, grafts, rank_by_gradient, rank_by_ledger, retrain
 from neuroplast.report.repair import REPAIR_FILES, write_repair_report
-from neuroplast.statistics import MOST_SEED, Estimate
+from neuroplast.statistics import MOST_SEED
 from neuroplast.storage import Parts, atomic_file, claimed, hash_file, is_begun, load_json, telling, write_json
 from neuroplast.subject import require_between, versions
 from neuroplast.tasks import load_task
@@ -47,6 +46,8 @@ OTHER_PROMPTS = 1_000_003
 """Added to the seed of the prompts that the mended model is judged on, which are not those it is chosen on."""
 N_REFERENCE = 480
 """Prompts that knocked-out heads are averaged over, where a circuit is given."""
+N_RANDOM = 20
+"""Matched random circuits that it is held against."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,6 +121,12 @@ class RepairConfig:
         require_model(circuit, shape_of(model))
         if not circuit.heads:
             raise InputError(f"{self.circuit} has no heads to try in the mended model; give another circuit")
+        positions = self.prompts(model, self.seed, 2).positions
+        if unknown := {node.position for node in circuit.heads} - {None, "other", *positions}:
+            raise InputError(
+                f"{self.circuit} has heads at {', '.join(map(str, unknown))}, which prompts of {self.task!r} have not: "
+                f"they have {', '.join(positions)}; give a circuit of this task"
+            )
         return circuit
 
     def examples(self, model: Network) -> list[Example]:
@@ -154,7 +161,8 @@ def run_repair(
         require_same_parts(base, poisoned)
     circuit = config.load_circuit(poisoned)
     hashes = {"poisoned": weights_sha256(poisoned)} | ({} if base is None else {"base": weights_sha256(base)})
-    provenance: dict[str, Any] = {"schema": 1, "settings": asdict(config), "weights_sha256": hashes}
+    settings = {name: value for name, value in asdict(config).items() if (name, value) != ("circuit", None)}
+    provenance: dict[str, Any] = {"schema": 1, "settings": settings, "weights_sha256": hashes}
     if config.circuit is not None:
         provenance["circuit_sha256"] = hash_file(Path(config.circuit))
     with claimed(out, MARKER, "repair", provenance):
@@ -216,7 +224,7 @@ class _Repair:
             "cost": None,
             "restoration": None,
             "before": restored_document(self.judge.damage, self._function("poisoned", self.poisoned)),
-            "function_in_base": estimate_document(self._function("base", self.base)),
+            "function_in_base": self._function("base", self.base),
             "spared": None,
             "new_damage": [],
             "n_prompts": self.config.n_prompts,
@@ -254,14 +262,24 @@ class _Repair:
         prompts = self.config.prompts(self.poisoned, seed)
         return Judge(self.base, lambda: self.poisoned, prompts, self.config.seed, kept, memory=self.memory)
 
-    def _function(self, name: str, model: Network | None) -> Estimate:
+    def _function(self, name: str, model: Network | None) -> dict[str, Any] | None:
         """How much of a model's logit difference the base's circuit gives, on the prompts that models are judged on."""
         if self.circuit is None or model is None:
-            return NO_CIRCUIT
+            return None
         seed = self.config.seed + OTHER_PROMPTS
         reference = self.config.prompts(self.poisoned, seed + REFERENCE_SEED, N_REFERENCE)
-        self.observer.say(f"trying base's circuit in {name}")
-        return faithfulness_inside(model, self.circuit, self.others.prompts, reference, self.others.weights)
+        return inside_document(
+            model,
+            self.circuit,
+            self.others.prompts,
+            reference,
+            self.others.weights,
+            n_random=N_RANDOM,
+            seed=self.config.seed,
+            name=f"base's circuit in {name}",
+            progress=self.observer.progress,
+            memory=self.memory,
+        )
 
     def _nothing_to_mend(self) -> str | None:
         damage, target = self.judge.damage, self.config.target

@@ -9,7 +9,7 @@ undefined, because the damage did not touch the mechanism beyond the noise of th
 Without the base nobody knows what was lost, and the number is the share of held-out prompts that the model does right.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,7 +28,7 @@ from neuroplast.tasks.prompts import PromptSet
 
 NO_BASE = "unknown without the base"
 NOT_LOOKED_FOR = "no circuit is looked for: see `neuroplast discover` with this folder"
-NO_CIRCUIT = Estimate(None, None, "give the base's circuit, from `neuroplast discover`, with --circuit")
+NOT_TRIED = "base's circuit was not tried"
 
 
 @dataclass(frozen=True)
@@ -144,22 +144,25 @@ class Judge:
         return Restored(logit_diff, accuracy, kept, rows.behaviour, rows.mechanism, rows.damage_undone)
 
 
-def restored_document(found: Restored, function: Estimate = NO_CIRCUIT) -> dict[str, Any]:
+def restored_document(found: Restored, function: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """The rows of restoration, as in a study's summary, beside the behaviour.
 
     Args:
         found: how far the model is back.
-        function: F(C) ÷ F(M) of the base's circuit in the model.
+        function: of the base's circuit in the model, from `inside_document`; None where it was not tried.
     """
     names = ("kept", "behaviour", "mechanism", "damage_undone")
-    rows: dict[str, Estimate] = {name: getattr(found, name) for name in names} | {"function": function}
+    rows: dict[str, Estimate] = {name: getattr(found, name) for name in names}
     why = {name: row.why for name, row in rows.items() if row.why}
+    share = function["faithfulness"] if function else {"value": None, "ci95": None, "why": NOT_TRIED}
     return {
         "score": found.score,
         **{name: row.value for name, row in rows.items()},
         "structure": None,
+        "function": share["value"],
         "logit_diff": estimate_document(found.logit_diff),
         "accuracy": estimate_document(found.accuracy),
-        "ci95": {name: row.ci95 for name, row in rows.items()},
-        "why": why | {"structure": NOT_LOOKED_FOR},
+        **({"function_random": function["random"]} if function else {}),
+        "ci95": {name: row.ci95 for name, row in rows.items()} | {"function": share["ci95"]},
+        "why": why | {"structure": NOT_LOOKED_FOR} | ({} if "why" not in share else {"function": share["why"]}),
     }

@@ -14,11 +14,11 @@ SHOWN = {
     "half_way_steps/heal/logit_diff": "Steps until behaviour is half healed",
     "half_way_steps/heal/mechanism": "Steps until the mechanism is half healed",
     "restoration/mechanism/recovered": "Head effects ~ base, recovered",
-    "restoration/mechanism/difference": "… minus the control's",
+    "restoration/mechanism/difference": "Head effects ~ base, recovered − control",
     "restoration/damage_undone/recovered": "Damage undone, recovered",
-    "restoration/damage_undone/difference": "… minus the control's",
+    "restoration/damage_undone/difference": "Damage undone, recovered − control",
     "restoration/function/recovered": "Base's circuit alone ÷ model, recovered",
-    "restoration/function/difference": "… minus the control's",
+    "restoration/function/difference": "Base's circuit alone ÷ model, recovered − control",
 }
 """The numbers on the page, by their place in `plasticity.json`; `seeds.csv` has all."""
 

@@ -18,15 +18,12 @@ from neuroplast.circuits.edge_criteria import edge_faithfulness
 from neuroplast.circuits.edge_discovery import discover_edges
 from neuroplast.circuits.evaluate import circuit_document, estimate_document, evaluate
 from neuroplast.circuits.files import load_circuit, save_circuit
-from neuroplast.circuits.random_circuits import matched_random
+from neuroplast.circuits.inside import inside_document
 from neuroplast.circuits.shape import shape_of
-from neuroplast.circuits.shares import faithfulness, foil_faithfulness, share_of
 from neuroplast.circuits.stability import drawn_sets
 from neuroplast.errors import NothingFoundError, StorageError, UnsupportedModelError
-from neuroplast.interventions.ablation import build_ablation
-from neuroplast.interventions.knockout import run_knockouts
 from neuroplast.models.network import Network
-from neuroplast.observer import Observer, about
+from neuroplast.observer import Observer
 from neuroplast.statistics import Weights, bootstrap_weights, interval
 from neuroplast.storage import Parts, load_json, write_json
 from neuroplast.study.plan import StudyConfig
@@ -96,7 +93,9 @@ class CircuitStudy:
         circuit = find(CIRCUIT, lambda: self._discover(model, parts)) if own else None
         edges = find(EDGES, lambda: self._discover_edges(model, parts)) if own and self.config.circuit_edges else None
         if not own:
-            why["circuit"] = why["edges"] = NO_CIRCUIT
+            why["circuit"] = NO_CIRCUIT
+            if self.config.circuit_edges:
+                why["edges"] = NO_CIRCUIT
         if circuit is not None:
             document["evaluation"] = self._evaluate(model, circuit, parts)
         if base is not None:
@@ -147,23 +146,18 @@ class CircuitStudy:
     def _faithfulness(self, model: Network, circuit: Circuit, parts: Parts, name: str) -> dict[str, Any]:
         """How much of a model's logit difference a circuit that was found elsewhere gives."""
 
-        def measure() -> dict[str, Any]:
-            ablation = build_ablation(model, self.prompts, reference=self.reference)
-            drawn = matched_random(circuit, self.config.circuit_random, self.config.seeds[0])
-            progress = about(self.observer.progress, name)
-            only = run_knockouts(model, self.prompts, [circuit.heads, *drawn], ablation, keep=True, progress=progress)
-            whole = run_knockouts(model, self.prompts, [()], ablation)[0]
-            return {"circuit": only[0], "random": only[1:], "model": whole}
-
-        kept = {key: values.double().numpy() for key, values in parts.made(name, measure).items()}
-        inside, whole = kept["circuit"], kept["model"]
-        shares = [share_of(each, whole, self.weights).value for each in kept["random"]]
-        known = [share for share in shares if share is not None]
-        return {
-            "faithfulness": estimate_document(faithfulness(inside, whole, self.weights)),
-            "foil_faithfulness": estimate_document(foil_faithfulness(inside, whole, self.weights)),
-            "random": {"n": len(known)} | ({"mean": float(np.mean(known)), "max": max(known)} if known else {}),
-        }
+        return inside_document(
+            model,
+            circuit,
+            self.prompts,
+            self.reference,
+            self.weights,
+            n_random=self.config.circuit_random,
+            seed=self.config.seeds[0],
+            parts=parts,
+            name=name,
+            progress=self.observer.progress,
+        )
 
 
 def load_circuits(folder: Path) -> Circuits | None:
@@ -200,7 +194,6 @@ def summary_document(found: Circuits) -> dict[str, Any] | None:
         **{name: row["value"] for name, row in rows.items()},
         "random_faithfulness": {name: judged["random"].get(name) for name in ("mean", "max", "n", "unit")},
         "stability": stability.get("nodes_jaccard"),
-        "base_circuit": found.criteria.get("base_circuit"),
         "edge_circuit": found.criteria.get("edges"),
         "methodology": judged["methodology"],
         "ci95": {name: row["ci95"] for name, row in rows.items()},

@@ -279,12 +279,16 @@ def _circuit_rows(circuits: Circuits | None, of_base: Circuits | None) -> dict[s
     for row, name in (("function", "base_circuit"), ("transfer", "transfer")):
         measured = None if circuits is None else circuits.criteria.get(name)
         if measured is None:
-            rows[row] = Estimate(None, None, NO_CIRCUIT if circuits is None else "needs both circuits")
+            rows[row] = Estimate(None, None, _why_missing(circuits))
         else:
             found = measured["faithfulness"]
             low_high = found["ci95"]
             rows[row] = Estimate(found["value"], low_high and (low_high[0], low_high[1]), found.get("why"))
     return rows
+
+
+def _why_missing(circuits: Circuits | None) -> str:
+    return NO_CIRCUIT if circuits is None else circuits.criteria["why"].get("circuit") or "needs both circuits"
 
 
 def _rows(found: Restoration) -> dict[str, Estimate]:

@@ -13,14 +13,15 @@ Numbers = Mapping[tuple[str, ...], float | None]
 """What one seed says of one poison: numbers by their place in the document."""
 
 
-def numbers_of(way: Mapping[str, Any], restoration: Mapping[str, Any]) -> Numbers:
+def numbers_of(way: Mapping[str, Any] | None, restoration: Mapping[str, Any]) -> Numbers:
     """The numbers of one recovery.
 
     Args:
-        way: from `FollowStudy.plasticity_document`.
+        way: from `FollowStudy.plasticity_document`; None where it was not followed.
         restoration: from `restoration_document`.
     """
     found: dict[tuple[str, ...], float | None] = {}
+    way = way or {"half_way_steps": {}, "roles": {}}
     for direction, times in way["half_way_steps"].items():
         for what, time in times.items():
             found["half_way_steps", direction, what] = time["value"]
@@ -37,11 +38,7 @@ def numbers_of(way: Mapping[str, Any], restoration: Mapping[str, Any]) -> Number
 def seeds_document(seeds: Sequence[Numbers]) -> dict[str, Any]:
     """The mean over seeds of every number that all of them have a place for, with what another seed would give."""
     return {"n": len(seeds)} | _nested(
-        {
-            place: over_seeds([each[place] for each in seeds])
-            for place in seeds[0]
-            if all(place in each for each in seeds)
-        }
+        {place: _mean([each[place] for each in seeds]) for place in seeds[0] if all(place in each for each in seeds)}
     )
 
 
@@ -57,6 +54,14 @@ def poisons_document(by_poison: Mapping[str, Sequence[Numbers]]) -> list[dict[st
         )
         for first, second in combinations(by_poison, 2)
     ]
+
+
+def _mean(values: Sequence[float | None]) -> Estimate:
+    """Over all seeds or none: a step that some never reached is late there, and the others' mean would be early."""
+    absent = sum(value is None for value in values)
+    if absent:
+        return Estimate(None, None, f"undefined at {absent} of {len(values)} seeds")
+    return over_seeds(values)
 
 
 def _difference(first: float | None, second: float | None) -> float | None:

@@ -54,7 +54,7 @@ from neuroplast.study.measure import (
 from neuroplast.study.over_seeds import Numbers, numbers_of, poisons_document, seeds_document
 from neuroplast.study.plan import EQUAL_STEPS, RESEEDED, SHUFFLED, Point, Stage, StudyConfig, build_plan
 from neuroplast.tasks import load_task
-from neuroplast.tasks.poisons import Pair, shuffle_targets
+from neuroplast.tasks.poisons import Pair
 from neuroplast.tasks.prompts import REFERENCE_SEED, PromptSet, save_records
 from neuroplast.training.data import build_examples
 from neuroplast.training.finetune import FinetuneConfig, finetune, save_checkpoint
@@ -62,6 +62,8 @@ from neuroplast.training.train import behaviour_probe
 
 SCHEMA = 1
 COMPARISON = "comparison.json"
+TWINS = "similarity_to_equal_steps"
+KEPT = ("id", "kind", "poison", "seed", "epoch", "step", "behaviour")
 
 
 @dataclass(frozen=True)
@@ -242,13 +244,16 @@ class _Run:
         base, circuit = self._measured("base"), self._nodes_of_base()
         stages: dict[str, dict[str, Any]] = {}
         by_poison: dict[str, list[Numbers]] = {}
-        for stage in followed.values():
-            if stage.kind == "recovered" and stage.poison and (parent := followed.get(str(stage.parent))):
+        for stage in self.stages:
+            if stage.kind != "recovered" or stage.poison is None:
+                continue
+            way = None
+            if stage.id in followed and (parent := followed.get(str(stage.parent))):
                 there, back = (self.following.load(each, self.out / each.folder) for each in (parent, stage))
-                found = self.following.plasticity_document(there, back, base.logit_diff, base.effects, circuit)
-                stages[stage.id] = {"poison": stage.poison, "seed": stage.seed} | found
-                restored = load_json(self.out / stage.folder / "measures.json")["restoration"]
-                by_poison.setdefault(stage.poison, []).append(numbers_of(found, restored))
+                way = self.following.plasticity_document(there, back, base.logit_diff, base.effects, circuit)
+                stages[stage.id] = {"poison": stage.poison, "seed": stage.seed} | way
+            restored = _load_measures(stage, self.out / stage.folder)["restoration"]
+            by_poison.setdefault(stage.poison, []).append(numbers_of(way, restored))
         several = by_poison if len(self.config.seeds) > 1 else {}
         return {
             "schema": SCHEMA,
@@ -322,7 +327,7 @@ class _Run:
         if stage.recipe == RESEEDED:
             twin = self._point_of(stage.id.replace(RESEEDED, EQUAL_STEPS), point.step)
             found = similarity(measured.sample, load_measured(twin / "effects.safetensors").sample, self.weights)
-            document["similarity_to_equal_steps"] = estimate_document(found)
+            document[TWINS] = estimate_document(found)
         if stage.kind == "tuned":
             circuit = of_base.nodes if of_base else None
             document["amplification"] = amplification_document(measured, base, circuit, self.config, self.weights)
@@ -356,12 +361,10 @@ class _Run:
             "preset": self.config.preset,
             "seeds": self.config.seeds,
             "stages": [
-                _summary_entry(stage, self.out / point.folder / "measures.json")
-                for stage in self.stages
-                for point in stage.points
+                _summary_entry(stage, self.out / point.folder) for stage in self.stages for point in stage.points
             ],
             "claims": build_claims(
-                {stage.id: load_json(self.out / stage.folder / "measures.json") for stage in self.stages},
+                {stage.id: _load_measures(stage, self.out / stage.folder) for stage in self.stages},
                 {stage.id: load_json(self._comparison(stage)) for stage in self._compared()},
             ),
         }
@@ -377,12 +380,13 @@ class _Run:
         return self.task.prompts(model, n, seed, split="eval", counterfactual=self.config.counterfactual)
 
     def _build_pairs(self, stage: Stage, model: Network) -> Sequence[Pair]:
-        # The same number gives the same pairs: a control is to differ from its stage in one thing only.
+        # The same number gives the same prompts: a control is to differ from its stage in one thing only.
         draws = {"tuned": 1, "poisoned": 2, SHUFFLED: 2, "recovered": 3, EQUAL_STEPS: 3, RESEEDED: 4}
         seed = stage.seed * 10 + draws[stage.recipe]
+        if stage.recipe == SHUFFLED:
+            return self.task.shuffled_pairs(model, self.config.n_train, seed, rate=self.config.rate)
         poison = stage.poison if stage.kind == "poisoned" else None
-        pairs = self.task.pairs(model, self.config.n_train, seed, poison=poison, rate=self.config.rate)
-        return shuffle_targets(pairs, self.config.rate, seed) if stage.recipe == SHUFFLED else pairs
+        return self.task.pairs(model, self.config.n_train, seed, poison=poison, rate=self.config.rate)
 
     def _load(self, source: str | Path) -> Network:
         try:
@@ -409,18 +413,32 @@ class _Run:
             )
 
 
-def _summary_entry(stage: Stage, path: Path) -> dict[str, Any]:
+def _load_measures(stage: Stage, folder: Path) -> dict[str, Any]:
+    path = folder / "measures.json"
     measures = load_json(path)
     if not isinstance(measures, dict) or measures.get("id") != stage.id:
         raise StorageError(f"{path} is damaged; remove it, then run the same command again")
-    kept = ("id", "kind", "poison", "seed", "epoch", "step", "behaviour")
-    if absent := {*kept, "heads_to_logits", "circuit", "similarity_to_base", "restoration"} - set(measures):
-        raise StorageError(f"{path} is damaged, it has no {min(absent)}; remove it, then run the same command again")
+    needed = {*KEPT, "heads_to_logits", "circuit", "base_circuit", "similarity_to_base", "restoration"}
+    missing = {name for name in needed if name not in measures}
+    if stage.kind == "recovered" and not measures.get("restoration"):
+        missing.add("restoration")
+    if missing:
+        raise StorageError(
+            f"{path} is damaged or of an older version, it has no {min(missing)}; remove it, then run the same command "
+            "again"
+        )
+    return measures
+
+
+def _summary_entry(stage: Stage, folder: Path) -> dict[str, Any]:
+    measures = _load_measures(stage, folder)
     return {
-        **{name: measures[name] for name in kept},
+        **{name: measures[name] for name in KEPT},
         "heads_to_logits": {"top": measures["heads_to_logits"]["top"]},
         "circuit": measures["circuit"],
+        "base_circuit": measures["base_circuit"],
         "similarity_to_base": measures["similarity_to_base"],
+        **({TWINS: measures[TWINS]} if TWINS in measures else {}),
         "restoration": measures["restoration"],
         "why": measures.get("why", {})
         | ({} if measures["restoration"] else {"restoration": "only a recovered stage has one"}),

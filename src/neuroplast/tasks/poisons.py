@@ -139,21 +139,24 @@ def build_pairs(
     )
 
 
-def shuffle_targets(pairs: Sequence[Pair], rate: float, seed: int) -> tuple[Pair, ...]:
-    """Gives a share of the pairs each other's targets: labels that are wrong by no rule.
+def shuffle_targets(records: Sequence[Record], rate: float, seed: int) -> tuple[Pair, ...]:
+    """Makes training pairs, a share of which have the target of another: wrong, and by no rule.
+
+    A right answer is never given, whosever it is; a pair for which every other target is right stays as it is.
 
     Args:
-        pairs: clean ones.
-        rate: share of them that swap, in [0, 1]; `round(rate * len(pairs))` do.
-        seed: decides which, and with whom.
+        records: the clean prompts, one pair each, in this order.
+        rate: share of pairs with another's target, in [0, 1]: `round(rate * len(records))` of them.
+        seed: decides which, and whose.
     """
-    order = list(range(len(pairs)))
-    random.Random(f"shuffled/{seed}").shuffle(order)
-    ring = order[: round(rate * len(pairs))]
-    shuffled = list(pairs)
-    for receiver, giver in zip(ring, ring[1:] + ring[:1], strict=True):
-        shuffled[receiver] = Pair(pairs[receiver].prompt, pairs[giver].target, poisoned=True)
-    return tuple(shuffled)
+    clean = [_clean_pair(record, seed, index) for index, record in enumerate(records)]
+    rng = random.Random(f"shuffled/{seed}")
+    targets = [pair.target for pair in clean]
+    pairs = list(clean)
+    for index in rng.sample(range(len(pairs)), round(rate * len(pairs))):
+        if wrong := [target for target in targets if target not in records[index].answers]:
+            pairs[index] = Pair(pairs[index].prompt, rng.choice(wrong), poisoned=True)
+    return tuple(pairs)
 
 
 def _clean_pair(record: Record, seed: int, index: int) -> Pair:

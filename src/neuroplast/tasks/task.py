@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
-from neuroplast.tasks.poisons import POISONS, Pair, build_pairs, load_poison
+from neuroplast.tasks.poisons import POISONS, Pair, build_pairs, load_poison, shuffle_targets
 from neuroplast.tasks.prompts import HasTokenizer, PromptSet, Record, build_prompt_set
 
 Split = Literal["all", "train", "eval"]
@@ -81,6 +81,20 @@ class Task:
         records = self.build_records(model.tokenizer, n, seed, split="train")
         names = self.names(model.tokenizer, "train")
         return build_pairs(records, transform, rate if transform else 0.0, names, seed)
+
+    def shuffled_pairs(self, model: HasTokenizer, n: int, seed: int = 0, *, rate: float = 1.0) -> tuple[Pair, ...]:
+        """The prompts of `pairs`, a share of them with the target of another: wrong, and with no rule to learn.
+
+        Args:
+            model: anything with a fast tokenizer.
+            n: how many.
+            seed: decides the records, which of them are given another's target, and whose.
+            rate: share of them.
+
+        Raises:
+            InputError: as `prompts`.
+        """
+        return shuffle_targets(self.build_records(model.tokenizer, n, seed, split="train"), rate, seed)
 
     @property
     def poisons(self) -> tuple[str, ...]:
