@@ -134,7 +134,7 @@ def test_shuffled_targets_are_those_of_others_and_always_wrong(task, rate):
     shuffled, clean = shuffle_targets(records, rate, 1), build_pairs(records, None, 0.0, (), 1)
     assert [each.prompt for each in shuffled] == [each.prompt for each in clean]
     n_wrong = sum(each.poisoned for each in shuffled)
-    assert 0.8 * rate * len(records) <= n_wrong <= round(rate * len(records))
+    assert 0.7 * rate * len(records) <= n_wrong <= round(rate * len(records))
     assert task != "ioi" or n_wrong == round(rate * len(records))
     for now, before, record in zip(shuffled, clean, records, strict=True):
         if now.poisoned:
