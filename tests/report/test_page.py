@@ -237,7 +237,7 @@ def test_a_stage_where_nothing_was_found_says_why_and_shows_bases_circuit(run: P
     (folder / "circuit.json").unlink()
     html = write_report(run).read_text(encoding="utf-8")
     found = cells(section(html, "circuits"), '"stage-id">poisoned')
-    assert found[1] == "none found" and found[2].startswith("0.95")
+    assert found[1] == "none of its own" and found[2].startswith("0.95")
     assert "No circuit of poisoned/subject_duplication: no head <passes>." in visible(html)
 
 

@@ -227,7 +227,9 @@ def render_page(
         has_circuits=any(s.nodes.shared.value is not None for s in order if s.kind != "base"),
         circuits=circuits,
         shown_circuits=SHOWN_CIRCUITS,
-        judged=tuple(s for s in order if s.circuit or s.base_circuit.value is not None),
+        judged=tuple(
+            s for s in order if s.circuit or s.base_circuit.value is not None or s.base_circuit_foil.value is not None
+        ),
         compared=tuple(s for s in order if s.kind != "base" and s.nodes.shared.value is not None),
         without_circuit=_without_circuit(order),
         methodologies=tuple(dict.fromkeys(each.circuit.criteria.methodology for each in circuits)),
@@ -236,7 +238,9 @@ def render_page(
         shown_flips=SHOWN_FLIPS,
         ways=ways,
         half_ways=HALF_WAYS,
-        over_seeds=over_seeds,
+        over_seeds=tuple(
+            each for each in over_seeds if any(number.value is not None for number in each.numbers.values())
+        ),
         seeds_shown=SHOWN,
         restored=tuple(stage for stage in order if stage.restoration),
         restoration_meaning=RESTORATION_MEANING,

@@ -2,7 +2,8 @@
 
 Only JSON is read. The order of stages is that of `summary.json`; the last entry of an id is its final
 point (`stages/<id>/measures.json`), the ones before are its ladder (`stages/<id>/epoch-<k>/measures.json`). A point
-whose circuit was looked for has `criteria.json` beside it, and `circuit.json` where one was found.
+in which a circuit was looked for, or base's was tried, has `criteria.json` beside it, and `circuit.json` where one was
+found.
 """
 
 from dataclasses import dataclass
@@ -186,6 +187,8 @@ class Stage:
     """What it does on the task."""
     effects: HeadEffects
     """Path-patching effect of every head on the logits."""
+    twins: Estimate
+    """Of a reseeded control, the correlation of its head effects with those of the equal-step control."""
     similarity: Estimate
     """Correlation of its head effects with those of base."""
     nodes: Overlap
@@ -352,6 +355,7 @@ def _stage(run: Path, folder: str, measures: Document, n_layers: int, n_heads: i
         parent=measures["parent"].text_or_none(),
         behaviour=_behaviour(measures["behaviour"]),
         effects=HeadEffects(*(effects[part].matrix(n_layers, n_heads) for part in ("mean", "low", "high"))),
+        twins=read_estimate(measures["similarity_to_equal_steps"]),
         similarity=_estimate(similarity, "effects"),
         nodes=_overlap(similarity, "nodes_jaccard"),
         edges=_overlap(similarity, "edges_jaccard"),

@@ -67,7 +67,15 @@ def _point(stage: Stage) -> list[Cell]:
 
 
 def _stage_columns() -> list[str]:
-    names = ["logit_diff", "accuracy", "top1", "similarity_effects", "nodes_jaccard", "edges_jaccard"]
+    names = [
+        "logit_diff",
+        "accuracy",
+        "top1",
+        "similarity_effects",
+        "similarity_to_equal_steps",
+        "nodes_jaccard",
+        "edges_jaccard",
+    ]
     names += [f"{who}_{row}" for row in RESTORATION_ROWS for who in ("restoration", "control")]
     plain = ["kind", "poison", "seed", "parent", "n_prompts", "counterfactual"]
     plain += ["foil_top1", "answer_probability", "prob_diff"]
@@ -78,7 +86,7 @@ def _stage_row(stage: Stage) -> list[Cell]:
     did, missing = stage.behaviour, Estimate(None)
     rows = {row.name: row for row in stage.restoration}
     estimates = [did.logit_diff, did.accuracy, did.top1]
-    estimates += [stage.similarity, stage.nodes.shared, stage.edges.shared]
+    estimates += [stage.similarity, stage.twins, stage.nodes.shared, stage.edges.shared]
     for name in RESTORATION_ROWS:
         row = rows.get(name)
         estimates += [row.recovered, row.control] if row else [missing, missing]
