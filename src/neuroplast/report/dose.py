@@ -17,9 +17,8 @@ from neuroplast.report.repair import RESTORED_COLUMNS, restored_cells
 from neuroplast.storage import write_text
 
 TABLE, PICTURE = DOSE_FILES = ("dose.csv", "dose.png")
-BLOCKS = {"poisoned": ("#d55e00", "s"), "restored": ("#0072b2", "o")}
-"""What is drawn, with colour and marker, after Okabe and Ito."""
-LABELS = {"poisoned": "poisoned", "restored": "retrained"}
+BLOCKS = {"poisoned": ("poisoned", "#d55e00", "s"), "restored": ("retrained", "#0072b2", "o")}
+"""What is drawn, with label, colour and marker, after Okabe and Ito."""
 CURVES = {"by_examples": "examples", "by_rate": "rate"}
 
 Document = Mapping[str, Any]
@@ -78,10 +77,10 @@ def _mechanism(found: Document) -> Document:
 def _draw(
     axes: Axes, points: Sequence[Document], name: str, block: str, number: Callable[[Document], Document]
 ) -> None:
-    colour, marker = BLOCKS[block]
+    label, colour, marker = BLOCKS[block]
     known = [(point[name], found) for point in points if (found := number(point[block]))["value"] is not None]
     x, y = [at for at, _ in known], [found["value"] for _, found in known]
-    axes.plot(x, y, color=colour, marker=marker, markersize=5, linewidth=1.3, label=LABELS[block])
+    axes.plot(x, y, color=colour, marker=marker, markersize=5, linewidth=1.3, label=label)
     for at, found in known:
         if found["ci95"]:
             axes.plot((at, at), found["ci95"], color=colour, linewidth=0.9)

@@ -187,7 +187,7 @@ class Stage:
     """What it does on the task."""
     effects: HeadEffects
     """Path-patching effect of every head on the logits."""
-    twins: Estimate
+    similarity_to_equal_steps: Estimate
     """Of a reseeded control, the correlation of its head effects with those of the equal-step control."""
     similarity: Estimate
     """Correlation of its head effects with those of base."""
@@ -355,7 +355,7 @@ def _stage(run: Path, folder: str, measures: Document, n_layers: int, n_heads: i
         parent=measures["parent"].text_or_none(),
         behaviour=_behaviour(measures["behaviour"]),
         effects=HeadEffects(*(effects[part].matrix(n_layers, n_heads) for part in ("mean", "low", "high"))),
-        twins=read_estimate(measures["similarity_to_equal_steps"]),
+        similarity_to_equal_steps=read_estimate(measures["similarity_to_equal_steps"]),
         similarity=_estimate(similarity, "effects"),
         nodes=_overlap(similarity, "nodes_jaccard"),
         edges=_overlap(similarity, "edges_jaccard"),

@@ -86,7 +86,7 @@ def _stage_row(stage: Stage) -> list[Cell]:
     did, missing = stage.behaviour, Estimate(None)
     rows = {row.name: row for row in stage.restoration}
     estimates = [did.logit_diff, did.accuracy, did.top1]
-    estimates += [stage.similarity, stage.twins, stage.nodes.shared, stage.edges.shared]
+    estimates += [stage.similarity, stage.similarity_to_equal_steps, stage.nodes.shared, stage.edges.shared]
     for name in RESTORATION_ROWS:
         row = rows.get(name)
         estimates += [row.recovered, row.control] if row else [missing, missing]

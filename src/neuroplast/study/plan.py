@@ -5,7 +5,7 @@ Every fine-tuning starts from a measured stage: `tuned`, `poisoned/<poison>` and
 
 - `equal_steps`, always: the very pairs of the recovery, in the same order, for as many steps, but from base;
 - `reseeded`: as many steps on other clean pairs, so that it and `equal_steps` differ by the draw alone;
-- `shuffled_labels`: as long as a poisoning, on pairs that have each other's targets: wrong, and with no rule to learn.
+- `shuffled_labels`: as long as a poisoning, on pairs with the target of another pair: wrong, and with no rule to learn.
 """
 
 import math
@@ -62,7 +62,7 @@ class StudyConfig(BaseModel):
     recover_steps: Count = 40
     """Optimizer steps of each recovery, and of the clean controls."""
     more_controls: list[Literal["reseeded", "shuffled_labels"]] = []
-    """Controls beside `equal_steps`: other clean pairs, pairs with each other's targets."""
+    """Controls beside `equal_steps`: other clean pairs, pairs with wrong targets of others."""
     epochs: list[Count] = []
     """A ladder: when given, every fine-tuning runs to the last rung and is measured at each; steps are ignored."""
     batch_size: Count = 16

@@ -62,7 +62,7 @@ from neuroplast.training.train import behaviour_probe
 
 SCHEMA = 1
 COMPARISON = "comparison.json"
-TWINS = "similarity_to_equal_steps"
+TO_EQUAL_STEPS = "similarity_to_equal_steps"
 KEPT = ("id", "kind", "poison", "seed", "epoch", "step", "behaviour")
 
 
@@ -327,7 +327,7 @@ class _Run:
         if stage.recipe == RESEEDED:
             twin = self._point_of(stage.id.replace(RESEEDED, EQUAL_STEPS), point.step)
             found = similarity(measured.sample, load_measured(twin / "effects.safetensors").sample, self.weights)
-            document[TWINS] = estimate_document(found)
+            document[TO_EQUAL_STEPS] = estimate_document(found)
         if stage.kind == "tuned":
             circuit = of_base.nodes if of_base else None
             document["amplification"] = amplification_document(measured, base, circuit, self.config, self.weights)
@@ -438,7 +438,7 @@ def _summary_entry(stage: Stage, folder: Path) -> dict[str, Any]:
         "circuit": measures["circuit"],
         "base_circuit": measures["base_circuit"],
         "similarity_to_base": measures["similarity_to_base"],
-        **({TWINS: measures[TWINS]} if TWINS in measures else {}),
+        **({TO_EQUAL_STEPS: measures[TO_EQUAL_STEPS]} if TO_EQUAL_STEPS in measures else {}),
         "restoration": measures["restoration"],
         "why": measures.get("why", {})
         | ({} if measures["restoration"] else {"restoration": "only a recovered stage has one"}),
