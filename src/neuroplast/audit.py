@@ -12,17 +12,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from neuroplast.circuits.files import load_circuit, require_model
+from neuroplast.circuits.files import load_heads
 from neuroplast.circuits.shape import shape_of
 from neuroplast.comparison.compare import compare_document
 from neuroplast.comparison.comparison import TEXT, CompareSettings
 from neuroplast.comparison.text import SAMPLES
 from neuroplast.comparison.verdict import LABELS, TOLERANCE, UNCHANGED
 from neuroplast.errors import GateError, InputError, unknown_name
-from neuroplast.interventions.selection import Group
 from neuroplast.memory import parse_size
 from neuroplast.models.between import require_same_parts, shared_weights
-from neuroplast.models.network import Network
 from neuroplast.models.sources import load_model, weights_sha256
 from neuroplast.observer import Observer, Silent
 from neuroplast.report.audit import AUDIT_FILES, write_audit_report
@@ -113,7 +111,7 @@ def run_audit(
             f"the adapter {config.tuned} leaves no weight of {config.model} as it is, so it is of another base: "
             "compare it with that one"
         )
-    circuit = _load_circuit(config, start)
+    circuit = None if config.circuit is None else load_heads(Path(config.circuit), shape_of(start)).heads
     provenance = {**config.provenance(start, prompts), "tuned_sha256": weights_sha256(end)}
     if config.circuit is not None:
         provenance["circuit_sha256"] = hash_file(Path(config.circuit))
@@ -147,16 +145,6 @@ def run_audit(
         write_audit_report(document, out)
     parts.remove()
     return document | {"files": {name: str(out / name) for name in (RESULT, *AUDIT_FILES)}}
-
-
-def _load_circuit(config: AuditConfig, model: Network) -> Group | None:
-    if config.circuit is None:
-        return None
-    circuit = load_circuit(Path(config.circuit))
-    require_model(circuit, shape_of(model))
-    if not circuit.heads:
-        raise InputError(f"{config.circuit} has no heads, and a comparison looks at the circuit's heads")
-    return circuit.heads
 
 
 def _require_gate(name: str, config: AuditConfig) -> None:

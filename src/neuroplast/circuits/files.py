@@ -82,6 +82,19 @@ def load_circuit(path: Path | str) -> Circuit:
         raise InputError(f"{path} is no circuit: it is not JSON ({_line(error)})") from error
 
 
+def load_heads(path: Path, model: Shape) -> Circuit:
+    """Reads a circuit whose heads are to be looked at in a model.
+
+    Raises:
+        InputError: when it cannot be read, has no heads, or is of a model with other parts.
+    """
+    circuit = load_circuit(path)
+    require_model(circuit, model)
+    if not circuit.heads:
+        raise InputError(f"{path} has no heads, and a circuit's heads are what is looked at; give another circuit")
+    return circuit
+
+
 def require_model(circuit: Circuit, model: Shape, *, same_weights: bool = False) -> None:
     """Checks that a circuit names parts of this model: base's circuit may be judged in a model with other weights.
 

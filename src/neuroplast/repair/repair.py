@@ -17,10 +17,11 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from neuroplast.circuits.circuit import Circuit
-from neuroplast.circuits.files import load_circuit, require_model
+from neuroplast.circuits.files import load_heads
 from neuroplast.circuits.inside import inside_document
 from neuroplast.circuits.shape import shape_of
 from neuroplast.errors import GateError, InputError, UnsupportedModelError, unknown_name
+from neuroplast.interventions.selection import OTHER
 from neuroplast.memory import parse_size
 from neuroplast.models.between import require_same_parts
 from neuroplast.models.network import Network
@@ -117,14 +118,11 @@ class RepairConfig:
         """The base's circuit, where one is given."""
         if self.circuit is None:
             return None
-        circuit = load_circuit(Path(self.circuit))
-        require_model(circuit, shape_of(model))
-        if not circuit.heads:
-            raise InputError(f"{self.circuit} has no heads to try in the mended model; give another circuit")
+        circuit = load_heads(Path(self.circuit), shape_of(model))
         positions = self.prompts(model, self.seed, 2).positions
-        if unknown := {node.position for node in circuit.heads} - {None, "other", *positions}:
+        if unknown := {node.position for node in circuit.heads if node.position} - {OTHER, *positions}:
             raise InputError(
-                f"{self.circuit} has heads at {', '.join(map(str, unknown))}, which prompts of {self.task!r} have not: "
+                f"{self.circuit} has heads at {', '.join(sorted(unknown))}, which prompts of {self.task!r} have not: "
                 f"they have {', '.join(positions)}; give a circuit of this task"
             )
         return circuit
@@ -276,6 +274,7 @@ class _Repair:
             self.others.weights,
             n_random=N_RANDOM,
             seed=self.config.seed,
+            parts=Parts(self.out / WORK / "function"),
             name=f"base's circuit in {name}",
             progress=self.observer.progress,
             memory=self.memory,
