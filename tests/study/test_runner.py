@@ -375,6 +375,33 @@ def test_controls_differ_from_what_they_control_in_one_thing(tmp_path: Path):
     assert restoration["structure"] is None and "name its kind in circuit_stages" in restoration["why"]["structure"]
 
 
+def test_three_seeds_of_two_poisons_are_means_and_differences_of_their_own_measures(tmp_path: Path):
+    config = smoke(
+        seeds=[0, 1, 2], poisons=["subject_duplication", "name_moving"], circuit_stages=[], compare_stages=[],
+        follow_stages=["poisoned", "recovered"], n_prompts=8, resamples=100, tune_steps=1,
+    )  # fmt: skip
+    run_study(config, tmp_path / "run", Silent())
+    told = document(tmp_path / "run/plasticity.json")
+
+    def restored(seed: int, poison: str, row: str) -> float:
+        measures = document(tmp_path / f"run/stages/seed{seed}/recovered/{poison}/measures.json")
+        return measures["restoration"][row]
+
+    behaviour = {poison: [restored(seed, poison, "behaviour") for seed in config.seeds] for poison in config.poisons}
+    for poison, values in behaviour.items():
+        each = told["over_seeds"][poison]
+        assert each["n"] == 3 and len(set(values)) == 3
+        assert each["restoration"]["behaviour"]["recovered"]["value"] == pytest.approx(np.mean(values))
+        times = [told["stages"][f"seed{seed}/recovered/{poison}"]["half_way_steps"] for seed in config.seeds]
+        breaking = [time["break"]["logit_diff"]["value"] for time in times]
+        shown = each["half_way_steps"]["break"]["logit_diff"]["value"]
+        assert shown == (None if None in breaking else pytest.approx(np.mean(breaking)))
+    (between,) = told["between_poisons"]
+    assert between["poisons"] == config.poisons
+    expected = np.mean(np.subtract(behaviour["name_moving"], behaviour["subject_duplication"]))
+    assert between["restoration"]["behaviour"]["recovered"]["value"] == pytest.approx(expected)
+
+
 def test_a_task_of_sets_goes_through_the_whole_study(tmp_path: Path):
     config = build_config("smoke", {"task": "greater_than", "circuit_edges": 0, "circuit_random": 2})
     result = run_study(config, tmp_path / "run")

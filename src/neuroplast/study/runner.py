@@ -53,6 +53,7 @@ from neuroplast.study.measure import (
 )
 from neuroplast.study.over_seeds import Numbers, numbers_of, poisons_document, seeds_document
 from neuroplast.study.plan import EQUAL_STEPS, RESEEDED, SHUFFLED, Point, Stage, StudyConfig, build_plan
+from neuroplast.study.summary import TO_EQUAL_STEPS, load_measures, summary_entry
 from neuroplast.tasks import load_task
 from neuroplast.tasks.poisons import Pair
 from neuroplast.tasks.prompts import REFERENCE_SEED, PromptSet, save_records
@@ -62,8 +63,6 @@ from neuroplast.training.train import behaviour_probe
 
 SCHEMA = 1
 COMPARISON = "comparison.json"
-TO_EQUAL_STEPS = "similarity_to_equal_steps"
-KEPT = ("id", "kind", "poison", "seed", "epoch", "step", "behaviour")
 
 
 @dataclass(frozen=True)
@@ -252,7 +251,7 @@ class _Run:
                 there, back = (self.following.load(each, self.out / each.folder) for each in (parent, stage))
                 way = self.following.plasticity_document(there, back, base.logit_diff, base.effects, circuit)
                 stages[stage.id] = {"poison": stage.poison, "seed": stage.seed} | way
-            restored = _load_measures(stage, self.out / stage.folder)["restoration"]
+            restored = load_measures(stage, self.out / stage.folder)["restoration"]
             by_poison.setdefault(stage.poison, []).append(numbers_of(way, restored))
         several = by_poison if len(self.config.seeds) > 1 else {}
         return {
@@ -361,10 +360,10 @@ class _Run:
             "preset": self.config.preset,
             "seeds": self.config.seeds,
             "stages": [
-                _summary_entry(stage, self.out / point.folder) for stage in self.stages for point in stage.points
+                summary_entry(stage, self.out / point.folder) for stage in self.stages for point in stage.points
             ],
             "claims": build_claims(
-                {stage.id: _load_measures(stage, self.out / stage.folder) for stage in self.stages},
+                {stage.id: load_measures(stage, self.out / stage.folder) for stage in self.stages},
                 {stage.id: load_json(self._comparison(stage)) for stage in self._compared()},
             ),
         }
@@ -411,38 +410,6 @@ class _Run:
                 f"no disk space: {self.out} has {show_size(free)} free, this study needs "
                 f"{show_size(needed)} for its checkpoints; free some, or choose another --out"
             )
-
-
-def _load_measures(stage: Stage, folder: Path) -> dict[str, Any]:
-    path = folder / "measures.json"
-    measures = load_json(path)
-    if not isinstance(measures, dict) or measures.get("id") != stage.id:
-        raise StorageError(f"{path} is damaged; remove it, then run the same command again")
-    needed = {*KEPT, "heads_to_logits", "circuit", "base_circuit", "similarity_to_base", "restoration"}
-    missing = {name for name in needed if name not in measures}
-    if stage.kind == "recovered" and not measures.get("restoration"):
-        missing.add("restoration")
-    if missing:
-        raise StorageError(
-            f"{path} is damaged or of an older version, it has no {min(missing)}; remove it, then run the same command "
-            "again"
-        )
-    return measures
-
-
-def _summary_entry(stage: Stage, folder: Path) -> dict[str, Any]:
-    measures = _load_measures(stage, folder)
-    return {
-        **{name: measures[name] for name in KEPT},
-        "heads_to_logits": {"top": measures["heads_to_logits"]["top"]},
-        "circuit": measures["circuit"],
-        "base_circuit": measures["base_circuit"],
-        "similarity_to_base": measures["similarity_to_base"],
-        **({TO_EQUAL_STEPS: measures[TO_EQUAL_STEPS]} if TO_EQUAL_STEPS in measures else {}),
-        "restoration": measures["restoration"],
-        "why": measures.get("why", {})
-        | ({} if measures["restoration"] else {"restoration": "only a recovered stage has one"}),
-    }
 
 
 def _claim_folder(config: StudyConfig, out: Path) -> None:
