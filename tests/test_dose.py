@@ -7,6 +7,8 @@ import pytest
 from neuroplast import dose
 from neuroplast.dose import DoseConfig, run_dose
 from neuroplast.errors import InputError
+from neuroplast.report.dose import draw_dose
+from neuroplast.terminal import print_dose
 
 SMALL = {
     "examples": (4, 16),
@@ -55,6 +57,28 @@ def test_the_table_has_a_row_a_point_and_nothing_is_left_of_the_work(done: Path)
     ]  # fmt: skip
     assert rows[2]["poisoned_logit_diff"] and not rows[0]["poisoned_logit_diff"]
     assert (done / "dose.png").read_bytes().startswith(b"\x89PNG") and not (done / "work").exists()
+
+
+def test_the_picture_and_the_table_show_the_documents_numbers(done: Path, capsys: pytest.CaptureFixture[str]):
+    found = document(done)
+    examples, rates, like_examples, like_rates = draw_dose(found).axes
+    retrained, poisoned = ([point[block] for point in found["by_rate"]] for block in ("restored", "poisoned"))
+    lines = {line.get_label(): list(line.get_ydata()) for line in rates.lines}
+    assert lines["retrained"] == [each["logit_diff"]["value"] for each in retrained]
+    assert lines["poisoned"] == [each["logit_diff"]["value"] for each in poisoned]
+    assert set(lines["base"]) == {found["base"]["logit_diff"]["value"]}
+    assert list(like_rates.get_xticks()) == [0.25, 1.0] and list(like_examples.get_xticks()) == [4, 16]
+    likeness = {line.get_label(): list(line.get_ydata()) for line in like_rates.lines}
+    assert likeness["poisoned"] == [each["mechanism"] for each in poisoned]
+    assert (
+        next(list(line.get_ydata()) for line in examples.lines if line.get_label() == "poisoned")
+        == [poisoned[-1]["logit_diff"]["value"]] * 2
+    )
+    print_dose(found)
+    told = capsys.readouterr().out
+    for point in (*found["by_rate"], *found["by_examples"]):
+        assert f"{point['restored']['logit_diff']['value']:.2f}" in told
+    assert f"Base's LD is {found['base']['logit_diff']['value']:.2f}" in " ".join(told.split())
 
 
 @pytest.mark.parametrize("at", [2, 4])
