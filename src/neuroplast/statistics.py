@@ -80,6 +80,18 @@ def estimate_mean(weights: Weights, values: Float[np.ndarray, "prompt"]) -> Esti
     return estimate(weights, lambda rows: rows @ values)
 
 
+def estimate_known_mean(weights: Weights, values: Float[np.ndarray, "prompt"]) -> Estimate:
+    """The mean over the prompts that have a value, with its interval; NaN where there is none."""
+    known = np.isfinite(values)
+    filled = np.where(known, values, 0.0)
+
+    def mean(rows: Float[np.ndarray, "some prompt"]) -> NDArray[np.float64]:
+        there = rows @ known
+        return np.divide(rows @ filled, there, out=np.full(len(rows), np.nan), where=there > 0)
+
+    return estimate(weights, mean)
+
+
 def is_above(ci95: Sequence[float], bound: float) -> bool | None:
     """Whether a value lies above a bound, by its interval; None where the bound lies in it."""
     low, high = ci95

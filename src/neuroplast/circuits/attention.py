@@ -1,4 +1,4 @@
-"""Where heads attend: which positions a head reads its keys and values at."""
+"""Where heads attend: which positions a head reads its keys and values at, and whole patterns to look at."""
 
 from collections.abc import Callable, Sequence
 
@@ -51,3 +51,32 @@ def attention_to(
     size = Size(recorded_bytes(model, prompts.width, [("pattern", "residual")]), 1, 1)
     in_prompt_chunks(model, prompts, size, work, 0, memory=memory)
     return total / len(prompts)
+
+
+@torch.no_grad()
+def attention_patterns(
+    model: Network, prompts: PromptSet, heads: Sequence[Node], memory: str | int | None = None
+) -> Float[Tensor, "head prompt query key"]:
+    """The attention of heads on the clean prompts, from every token to every token; 0 behind a prompt's end.
+
+    Args:
+        model: the model.
+        prompts: the prompts.
+        heads: which heads; where they stand does not matter.
+        memory: bound on the process's memory.
+    """
+    found = torch.zeros(len(heads), len(prompts), prompts.width, prompts.width)
+    until = 1 + max(node.layer or 0 for node in heads)
+
+    def work(chunk: Chunk, _: int, tick: Callable[[], None]) -> None:
+        patterns = record(model, chunk.prompts.clean, ("pattern",), until=until).pattern
+        inside = position_mask(chunk.prompts, None)
+        inside = (inside[:, :, None] & inside[:, None, :]).float()
+        width = inside.shape[1]
+        for number, node in enumerate(heads):
+            seen = patterns[node.layer or 0][:, node.head].float() * inside
+            found[number, chunk.rows, :width, :width] = seen.cpu()
+
+    size = Size(recorded_bytes(model, prompts.width, [("pattern", "residual")]), 1, 1)
+    in_prompt_chunks(model, prompts, size, work, 0, memory=memory)
+    return found

@@ -40,6 +40,7 @@ from neuroplast.statistics import (
     Weights,
     bootstrap_weights,
     estimate,
+    estimate_known_mean,
     estimate_mean,
     interval,
     row_correlations,
@@ -218,19 +219,8 @@ class FollowStudy:
         for quantity in QUANTITIES:
             values = found.by_role.get((quantity, name))
             if values is not None:
-                document[quantity] = estimate_document(self._mean_of_known(values[row]))
+                document[quantity] = estimate_document(estimate_known_mean(self.weights, values[row]))
         return document
-
-    def _mean_of_known(self, values: Float[np.ndarray, "prompt"]) -> Estimate:
-        """The mean over the prompts that have a value, such as a name to copy."""
-        known = np.isfinite(values)
-        filled = np.where(known, values, 0.0)
-
-        def mean(rows: Float[np.ndarray, "some prompt"]) -> NDArray[np.float64]:
-            there = rows @ known
-            return np.divide(rows @ filled, there, out=np.full(len(rows), np.nan), where=there > 0)
-
-        return estimate(self.weights, mean)
 
     def _coupling_document(
         self, there: Trajectory, back: Trajectory, name: str, heads: Sequence[Node]
