@@ -7,12 +7,14 @@ from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
-from xml.etree import ElementTree
 
+import numpy as np
 import pytest
 from plotly.offline import get_plotlyjs
 
+from neuroplast.errors import InputError
 from neuroplast.report import write_report
+from synthetic_run import EDGES, HOSTILE, LADDER, N_HEADS, N_LAYERS, NODES, ON_PROMPTS, PROMPTS, TOKENS
 
 MAX_BYTES = 8_000_000
 LOADING = {"src", "srcset", "href", "data", "poster", "action", "background", "formaction"}
@@ -64,7 +66,8 @@ def test_the_page_is_under_its_size_and_beside_figures_and_tables(run: Path) -> 
     page = write_report(run)
     assert page == run / "report.html"
     assert page.stat().st_size < MAX_BYTES
-    names = ["head_effects.png", "logit_diff_by_stage.png", "logit_diff_over_training.png"]
+    drawings = ("head_effects", "logit_diff_by_stage", "logit_diff_over_training")
+    names = [f"{name}.{end}" for name in drawings for end in ("png", "svg")]
     stages = ("base", "poisoned-subject_duplication", "recovered-subject_duplication")
     names += [f"circuit-{stage}.{end}" for stage in stages for end in ("png", "svg")]
     names += [f"trajectory-recovered-subject_duplication.{end}" for end in ("png", "svg")]
@@ -75,8 +78,8 @@ def test_the_page_is_under_its_size_and_beside_figures_and_tables(run: Path) -> 
 
 def test_hostile_names_stay_text(html: str) -> None:
     page = Page(html)
-    assert page.count("script") == 4
-    assert page.count("img") == 4, "one a circuit, and one of the way"
+    assert page.count("script") == 7, "plotly.js, five stores, our own"
+    assert page.count("img") == 1, "of the way"
     assert (page.count("b"), page.count("i")) == (5, 0), "the story's numbers are bold, nothing else is"
     assert "</script><script>alert" not in html
     assert '</script><script>alert("x")</script><img src=x onerror=alert(1)>' in "".join(page.text)
@@ -95,8 +98,12 @@ def test_the_page_asks_the_network_for_nothing(html: str) -> None:
     page = Page(own)
     targets = [(a, v or "") for _, attributes in page.elements for a, v in attributes.items() if a in LOADING]
     pictures = [value for name, value in targets if name == "src"]
-    assert len(pictures) == 4 and all(value.startswith("data:image/svg+xml;base64,") for value in pictures)
-    assert {target for target in targets if target[0] != "src"} == {("href", "data:,"), ("href", "#main")}
+    assert len(pictures) == 1 and all(value.startswith("data:image/svg+xml;base64,") for value in pictures)
+    links = {value for name, value in targets if name != "src"}
+    ids = {attributes.get("id") for _, attributes in page.elements}
+    assert {"data:,", "#main", "#restoration"} < links
+    assert all(value.removeprefix("#") in ids for value in links - {"data:,"}), "every link leads somewhere"
+    own = own.replace("http://www.w3.org/2000/svg", "")  # the name of a vocabulary, not an address
     assert not re.search(r"https?://|url\(|@import|fetch\(|XMLHttpRequest|WebSocket|sendBeacon", own)
     policy = next(a["content"] for tag, a in page.elements if tag == "meta" and "http-equiv" in a)
     assert policy is not None
@@ -197,15 +204,90 @@ def test_a_circuits_nodes_are_listed_by_strength_with_role_and_stability(html: s
     assert cells(table, "a24.h4@end")[1:] == ["1.310", "–", "–"]
 
 
-def test_the_drawings_on_the_page_are_those_in_the_folder_of_figures(reported: Path, html: str) -> None:
-    pictures = [attributes for tag, attributes in Page(html).elements if tag == "img"][:-1]  # the last is of the way
-    names = ["base", "poisoned-subject_duplication", "recovered-subject_duplication"]
-    for attributes, name in zip(pictures, names, strict=True):
-        drawn = base64.b64decode((attributes["src"] or "").partition(",")[2])
-        assert drawn == (reported / f"figures/circuit-{name}.svg").read_bytes()
-        tags = {element.tag.rpartition("}")[2] for element in ElementTree.fromstring(drawn).iter()}
-        assert not tags & {"script", "image", "foreignObject"}
-        assert "3 nodes" in (attributes["alt"] or "") or "2 nodes" in (attributes["alt"] or "")
+def test_a_circuit_on_the_page_has_a_box_a_node_and_a_line_an_edge(html: str) -> None:
+    elements = Page(html).elements
+    figures = [attributes["data-stage"] for _, attributes in elements if "data-stage" in attributes]
+    assert figures == ["base", "poisoned/subject_duplication", "recovered/subject_duplication"]
+    begin = html.index('data-stage="base"')
+    figure = Page(html[begin : html.index('<div class="inspector"', begin)]).elements
+    boxes = {a["data-node"]: a for _, a in figure if a.get("data-part") == "true"}
+    assert set(boxes) == set(NODES)
+    mover = boxes["a23.h3@end"]
+    assert (mover["data-role"], mover["data-score"]) == ("name mover <i>", "−2.97")
+    assert mover["tabindex"] == "0" and mover["role"] == "button" and "score −2.97" in (mover["aria-label"] or "")
+    lines = {(a["data-edge"] or "").partition("  ")[0]: a for tag, a in figure if tag == "path"}
+    assert set(lines) == set(EDGES)
+    assert lines["a24.h4@end->logits@end"]["class"] == "edge hinders"
+    assert lines["a20.h0@s2->a23.h3<v>@s2"]["data-source"] == "a20.h0@s2"
+
+
+def test_the_timeline_goes_from_base_through_breaking_to_healing(html: str) -> None:
+    data = Page(html).document("timeline-data")
+    assert [way["name"] for way in data["ways"]] == ["subject duplication and recovery", "tuned", "equal steps"]
+    way = data["ways"][0]
+    moments = way["moments"]
+    assert [(m["kind"], m["step"], m["at"]) for m in moments] == [
+        *[("base", 0, 0), ("poisoned", 1, 1), ("poisoned", 4, 4), ("poisoned", 40, 40)],
+        *[("recovered", 1, 41), ("recovered", 4, 44), ("recovered", 40, 80)],
+    ]
+    assert moments[3]["ld"][0] == LADDER["poisoned"] and moments[0]["ld"][0] == LADDER["base"]
+    flipped = 23 * N_HEADS + 3
+    base, poisoned = (m["effects"][flipped] / 1000 * data["bound"] for m in (moments[0], moments[3]))
+    assert (base, poisoned) == pytest.approx((-2.97, 4.4), abs=0.01)
+    strengths = way["strengths"]["a23.h3@end"]
+    assert strengths[0] == 1 and strengths[3] == pytest.approx(4.4 / -2.97, abs=0.001), "it works the other way round"
+    assert set(way["strengths"]["a20.h0@s2"]) == {None}, "it has no role, so nothing was measured of it"
+    rungs = data["ways"][1]["moments"]
+    assert [(m["kind"], m["step"]) for m in rungs] == [("base", 0), ("tuned", 20), ("tuned", 40)], "not followed: rungs"
+
+
+def test_heads_have_their_history_and_their_attention(html: str) -> None:
+    data = Page(html).document("looks-data")
+    stages = [stage["id"] for stage in data["stages"]]
+    assert stages[0] == "base" and len(stages) == 5
+    assert data["effects"]["a23.h3"][stages.index("poisoned/subject_duplication")][0] == 4.4
+    assert data["looks"]["a23.h3@end"][0]["attention"]["io"] == [0.625, 0.375, 0.875]
+    assert data["looks"]["a23.h3@end"][0]["attention"]["own token"] is None
+    triangle = list(base64.b64decode(data["patterns"][0]["a23.h3"][0]))
+    assert len(triangle) == 5 * 6 // 2 and triangle[:3] == [255, 128, 128]
+    assert data["tokens"] == TOKENS
+
+
+def test_prompts_have_their_numbers_and_the_effects_of_every_head(html: str) -> None:
+    data = Page(html).document("prompts-data")
+    poisoned = next(stage for stage in data["stages"] if stage["kind"] == "poisoned")
+    assert poisoned["ld"] == pytest.approx([LADDER["poisoned"] + each for each in ON_PROMPTS], abs=1e-3)
+    effects = np.frombuffer(base64.b64decode(poisoned["effects"]), "<i2").reshape(3, N_LAYERS, N_HEADS)
+    assert effects[1, 23, 3] / 32767 * data["bound"] == pytest.approx(4.4, abs=1e-3)
+    assert data["prompts"][1][0] == HOSTILE
+
+
+def test_what_has_no_room_on_the_page_is_left_out_and_not_cut(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("neuroplast.report.prompts.MOST_BYTES", 5000)
+    monkeypatch.setattr("neuroplast.report.looks.MOST_BYTES", 300)
+    page = Page(write_report(run).read_text(encoding="utf-8"))
+    effects = [stage["effects"] for stage in page.document("prompts-data")["stages"]]
+    assert [each is not None for each in effects] == [True, True, False, False, False]
+    patterns = page.document("looks-data")["patterns"]
+    assert patterns[0] is not None and patterns[-1] is None
+
+
+def test_a_run_of_an_earlier_version_has_a_page_without_what_it_did_not_keep(run: Path) -> None:
+    for name in ("heads.json", "patterns.safetensors", "trajectory.json"):
+        for path in run.rglob(name):
+            path.unlink()
+    (run / "prompts/measured.jsonl").unlink()
+    page = Page(write_report(run).read_text(encoding="utf-8"))
+    assert page.document("looks-data")["looks"] == {}
+    ids = [attributes.get("id") for _, attributes in page.elements]
+    assert "prompts" not in ids and "timeline" in ids, "the stages themselves are moments"
+    assert page.document("timeline-data")["ways"][0]["moments"][0]["kind"] == "base"
+
+
+def test_files_that_do_not_go_together_are_named(run: Path) -> None:
+    (run / "prompts/measured.jsonl").write_text(json.dumps(PROMPTS[0]) + "\n")
+    with pytest.raises(InputError, match=r"effects.safetensors is not about the 1 prompts of prompts/measured.jsonl"):
+        write_report(run)
 
 
 def test_restoration_has_structure_function_and_transfer(html: str) -> None:
@@ -247,7 +329,7 @@ def test_many_circuits_fold_away_and_the_page_draws_only_some(
     monkeypatch.setattr("neuroplast.report.page.SHOWN_CIRCUITS", 1)
     monkeypatch.setattr("neuroplast.report.page.DRAWN_CIRCUITS", 2)
     html = write_report(make_run()).read_text(encoding="utf-8")
-    assert Page(html).count("img") == 2 + 1, "with that of the way"
+    assert html.count('<div class="graph-figure"') == 2
     assert "Drawn in <code>figures/circuit-recovered-subject_duplication.svg</code>" in html
     folded = section(html, "circuits").split("Circuits of the other stages")[1]
     assert "Circuit of poisoned/subject_duplication" in folded and "Circuit of base" not in folded

@@ -200,7 +200,7 @@ def render_audit(document: Document, figure: Figure | None) -> str:
         FigureCanvasSVG(figure).print_svg(drawn, metadata={"Date": None})
         picture = "data:image/svg+xml;base64," + base64.b64encode(drawn.getvalue()).decode()
     environment = Environment(
-        loader=PackageLoader("neuroplast", "report"),
+        loader=PackageLoader("neuroplast.report", "page"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -236,10 +236,10 @@ def summary_rows(document: Document) -> list[tuple[str, str, str, str]]:
         ),
         ("mechanism", "gain", show(mechanism["gain"]), "1: as strong as before; below 0: against the task"),
         ("mechanism", "heads that flipped sign", _flips(mechanism["sign_flips"]), ""),
-        ("expressed", "circuit's heads undo", show(expressed["circuit"]["undone"]), _test(expressed["circuit"])),
+        ("expressed", "circuit's heads undo", show(expressed["circuit"]["undone"]), against(expressed["circuit"])),
         ("expressed", "all heads at END undo", show(expressed["all_heads"]), ""),
         ("expressed", "effective number of heads", *_concentration(expressed["concentration"])),
-        ("stored", "circuit's heads", show(stored["circuit"]["share"]), _test(stored["circuit"])),
+        ("stored", "circuit's heads", show(stored["circuit"]["share"]), against(stored["circuit"])),
     ]
     for name in (name for name in stored["groups"] if "<" not in name):
         squares = stored["groups"][name]["null"]["share_of_squared_change"]
@@ -277,7 +277,8 @@ def _concentration(found: Document) -> tuple[str, str]:
     return value, f"drift {drifts}; Gini {_number(found['gini'])}, drift {ginis}"
 
 
-def _test(found: Document) -> str:
+def against(found: Document) -> str:
+    """What random sets of heads do, beside what a circuit's do, in words."""
     null = found["null"]
     if null["p"] is None:
         return null.get("why", "")

@@ -11,10 +11,10 @@ The same circuit gives the same bytes.
 
 import csv
 import io
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
@@ -26,23 +26,24 @@ from matplotlib.typing import LineStyleType
 from neuroplast.circuits.circuit import Circuit
 from neuroplast.report.circuit_layout import (
     BOX_HEIGHT,
-    ENDS,
     LEGEND_LINE,
     MARGIN,
-    NO_ROLE,
+    STYLES,
     Line,
     Plan,
     choose,
     count_of,
+    ink_on,
     shorten,
+    show_score,
     sign_colour,
 )
 from neuroplast.report.figures import DPI, write_drawing
 from neuroplast.storage import write_text
 
 CIRCUIT_FILES = ("circuit.svg", "circuit.png", "nodes.csv", "edges.csv")
-STYLES: Mapping[str, Sequence[float]] = {"q": (), "k": (5.5, 2.2), "v": (1.3, 1.7), "": ()}
-"""By what an edge is read through (an MLP and the logits have no channel), dashes and gaps in points; none is solid."""
+
+CODES: Mapping[str, np.uint8] = {"M": Curve.MOVETO, "L": Curve.LINETO, "C": Curve.CURVE4}
 
 
 def write_circuit_report(circuit: Circuit, folder: Path) -> None:
@@ -121,23 +122,8 @@ def _draw_edges(axes: Axes, plan: Plan) -> None:
 
 
 def _curve(line: Line, plan: Plan) -> Curve:
-    x, y = line.xs[0], plan.y(line.rows[0]) + BOX_HEIGHT / 2
-    points = [(x, y)]
-    if line.rows == [line.rows[0]] * 2:
-        # From the top of a head over its row to the top of the MLP of its layer.
-        over = y + (0.8 * (plan.pitch - BOX_HEIGHT) if line.rows[0] + 1 < plan.n_rows else 0.16)
-        points += [(x, over), (line.xs[1], over), (line.xs[1], y)]
-        return Curve(points, [Curve.MOVETO] + [Curve.CURVE4] * 3)
-    codes = [Curve.MOVETO]
-    for row, end in zip(line.rows[1:], line.xs[1:], strict=True):
-        low = plan.y(row) - BOX_HEIGHT / 2
-        points += [(x, (y + low) / 2), (end, (y + low) / 2), (end, low)]
-        codes += [Curve.CURVE4] * 3
-        x, y = end, low + BOX_HEIGHT
-        if row < line.rows[-1]:
-            points.append((x, y))
-            codes.append(Curve.LINETO)
-    return Curve(points, codes)
+    way = plan.way(line)
+    return Curve([p for step in way for p in step.points], [CODES[step.kind] for step in way for _ in step.points])
 
 
 def _dashes(channel: str, width: float) -> LineStyleType:
@@ -154,20 +140,20 @@ def _draw_boxes(axes: Axes, plan: Plan) -> None:
             continue
         seen.add((node.kind, box.row))
         score = None if bar else plan.circuit.nodes.get(node)
-        fill = ENDS if bar else plan.colours.get(plan.roles[node], NO_ROLE)
+        fill = plan.fill(node)
         hinders = score is not None and score > 0
         low = plan.y(box.row) - BOX_HEIGHT / 2
         shape = _rounded(box.left, low, box.right - box.left, BOX_HEIGHT, fill, 0.02 if node.kind == "mlp" else 0.08, 4)
         _outline(shape, fill, hinders)
         axes.add_patch(shape)
-        ink = "white" if _luminance(fill) < 0.5 else "#14181f"
+        ink = ink_on(fill)
         two = plan.scored and not bar
         name = node.kind if bar else str(node.at(None))
         _write(
             axes, box.middle, low + BOX_HEIGHT * (0.67 if two else 0.5), name, 8, weight="bold", colour=ink, zorder=5
         )
         if two:
-            text = "–" if score is None else _number(score, largest)
+            text = "–" if score is None else show_score(score, largest)
             _write(axes, box.middle, low + BOX_HEIGHT * 0.27, text, 6.5, colour=ink, zorder=5)
 
 
@@ -251,19 +237,6 @@ def _outline(shape: FancyBboxPatch, fill: str, dashed: bool) -> None:
     shape.set_edgecolor("#1f2430" if dashed else (red, green, blue))
     shape.set_linewidth(1.4 if dashed else 0.9)
     shape.set_linestyle((0, (2.6, 1.5)) if dashed else "-")
-
-
-def _number(score: float, largest: float) -> str:
-    """With as many places as the largest score has something to show in."""
-    if largest and not 1e-4 <= largest < 1e4:
-        return f"{score:+.0e}".replace("-", "−")
-    places = 2 if largest >= 0.3 or not largest else 1 - math.floor(math.log10(largest))
-    return f"{score:+.{places}f}".replace("-", "−")
-
-
-def _luminance(colour: str) -> float:
-    red, green, blue = to_rgb(colour)
-    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
 
 
 def _node_rows(circuit: Circuit) -> Iterable[tuple[str, float | str, str, str]]:

@@ -3,10 +3,12 @@
 All lengths are inches.
 """
 
+import math
 import textwrap
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 
@@ -37,6 +39,9 @@ ENDS = "#3b4252"
 """Input and logits."""
 UNCLASSIFIED = "unclassified"
 HELPS, HINDERS, NO_SCORE = DIVERGING[1], DIVERGING[-2], "#8a919c"
+
+STYLES: Mapping[str, Sequence[float]] = {"q": (), "k": (5.5, 2.2), "v": (1.3, 1.7), "": ()}
+"""By what an edge is read through (an MLP and the logits have no channel), dashes and gaps in points; none is solid."""
 
 BOX_HEIGHT, GAP, MARGIN, CLEAR = 0.34, 0.26, 0.3, 0.04
 LABELS, LEGEND, LEGEND_LINE, LEAST_WIDTH = 0.75, 2.95, 0.23, 7.0
@@ -114,6 +119,16 @@ class Box:
     def middle(self) -> float:
         """Its middle, from left to right."""
         return (self.left + self.right) / 2
+
+
+@dataclass(frozen=True)
+class Step:
+    """One piece of a line's curve."""
+
+    kind: Literal["M", "L", "C"]
+    """Go there, draw straight to there, or along a cubic Bézier curve; as SVG calls them."""
+    points: tuple[tuple[float, float], ...]
+    """One point, or the two control points and the end of a curve."""
 
 
 @dataclass
@@ -217,6 +232,26 @@ class Plan:
     def y(self, row: int) -> float:
         """The middle of a row."""
         return self.bottom + row * self.pitch
+
+    def fill(self, node: Node) -> str:
+        """The colour of a box: what its node does."""
+        return ENDS if node.kind in ("input", "logits") else self.colours.get(self.roles[node], NO_ROLE)
+
+    def way(self, line: Line) -> list[Step]:
+        """A line's curve: out of the top of a box, through the gaps of rows, into the bottom of another."""
+        x, y = line.xs[0], self.y(line.rows[0]) + BOX_HEIGHT / 2
+        steps = [Step("M", ((x, y),))]
+        if line.rows == [line.rows[0]] * 2:
+            # From the top of a head over its row to the top of the MLP of its layer.
+            over = y + (0.8 * (self.pitch - BOX_HEIGHT) if line.rows[0] + 1 < self.n_rows else 0.16)
+            return [*steps, Step("C", ((x, over), (line.xs[1], over), (line.xs[1], y)))]
+        for row, end in zip(line.rows[1:], line.xs[1:], strict=True):
+            low = self.y(row) - BOX_HEIGHT / 2
+            steps.append(Step("C", ((x, (y + low) / 2), (end, (y + low) / 2), (end, low))))
+            x, y = end, low + BOX_HEIGHT
+            if row < line.rows[-1]:
+                steps.append(Step("L", ((x, y),)))
+        return steps
 
     def _join(self) -> None:
         """Draws every line from box to box, and leads it through a gap wherever it would pass behind another box."""
@@ -406,3 +441,17 @@ def sign_colour(score: float | None) -> str:
 def shorten(text: str, most: int) -> str:
     """A text of at most so many letters."""
     return text if len(text) <= most else text[: most - 1] + "…"
+
+
+def show_score(score: float, largest: float) -> str:
+    """A score with as many places as the largest score has something to show in."""
+    if largest and not 1e-4 <= largest < 1e4:
+        return f"{score:+.0e}".replace("-", "−")
+    places = 2 if largest >= 0.3 or not largest else 1 - math.floor(math.log10(largest))
+    return f"{score:+.{places}f}".replace("-", "−")
+
+
+def ink_on(colour: str) -> str:
+    """What can be read on a colour."""
+    red, green, blue = (int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5))
+    return "#ffffff" if 0.2126 * red + 0.7152 * green + 0.0722 * blue < 0.5 else "#14181f"

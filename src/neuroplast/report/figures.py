@@ -33,15 +33,20 @@ LINESTYLES: dict[str, LineStyleType] = {
 
 
 def write_figures(results: StudyResults, folder: Path) -> None:
-    """Writes head_effects.png, logit_diff_over_training.png and logit_diff_by_stage.png into `folder`."""
+    """Writes head_effects, logit_diff_over_training and logit_diff_by_stage into `folder`, as `.png` and `.svg`."""
     drawings: dict[str, Callable[[StudyResults], Figure]] = {
         "head_effects": draw_head_effects,
         "logit_diff_over_training": draw_training,
         "logit_diff_by_stage": draw_stages,
     }
     for name, draw in drawings.items():
-        with atomic_file(folder / f"{name}.png") as temporary:
-            FigureCanvasAgg(draw(results)).print_png(temporary)
+        write_both(lambda draw=draw: draw(results), folder / name, "a figure is")
+
+
+def write_both(draw: Callable[[], Figure], path: Path, what: str) -> None:
+    """Draws into `<path>.png` and `<path>.svg`; as `write_drawing`."""
+    for kind in (".png", ".svg"):
+        write_drawing(draw, path.with_name(path.name + kind), what)
 
 
 def write_drawing(draw: Callable[[], Figure], path: Path | str, what: str) -> None:

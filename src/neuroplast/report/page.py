@@ -3,16 +3,15 @@
 import base64
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from plotly.offline import get_plotlyjs  # pyright: ignore[reportMissingTypeStubs]
 
-from neuroplast.circuits.circuit import Role
+from neuroplast.circuits.circuit import Circuit, Role
 from neuroplast.components import Node
 from neuroplast.errors import InputError
 from neuroplast.report import style
@@ -22,13 +21,18 @@ from neuroplast.report.charts import build_charts
 from neuroplast.report.circuit import write_circuit_drawing
 from neuroplast.report.documents import REMEDY, Document
 from neuroplast.report.evaluation import criteria_rows
-from neuroplast.report.figures import write_figures
+from neuroplast.report.figures import write_both, write_figures
+from neuroplast.report.graph import Graph, build_graph
+from neuroplast.report.looks import StageLook, load_looks, looks_data
 from neuroplast.report.paper import write_paper_tables
+from neuroplast.report.places import Place, load_places, maps_data
+from neuroplast.report.prompts import OnPrompts, Prompt, load_prompts, prompts_data
 from neuroplast.report.results import Estimate, Stage, StageCircuit, StudyResults, load_results
 from neuroplast.report.seeds import SHOWN, OverSeeds, load_over_seeds
-from neuroplast.report.tables import write_plasticity_tables, write_tables
+from neuroplast.report.tables import write_plasticity_tables, write_prompt_table, write_tables
+from neuroplast.report.timeline import TimelineWay, build_ways, timeline_data
 from neuroplast.report.trajectories import Plasticity, load_followed, load_plasticity, write_trajectory_figures
-from neuroplast.storage import atomic_file, load_json, write_text
+from neuroplast.storage import write_text
 
 SHOWN_FLIPS = 12
 """Sign flips of a stage that are listed before the rest folds away."""
@@ -95,8 +99,10 @@ class ShownCircuit:
     """Its circuit."""
     file: str
     """Name of its drawing without an ending."""
-    picture: str | None
-    """The drawing as a `data:` address; None where the page has enough of them."""
+    graph: Graph | None
+    """Its drawing; None where the page has enough of them."""
+    roles: dict[str, str]
+    """By node, what says that it has its role."""
     nodes: tuple[CircuitNode, ...]
     """Its nodes, the strongest first."""
     criteria: tuple[tuple[str, Estimate, str], ...]
@@ -119,52 +125,67 @@ def write_report(run: Path) -> Path:
         StorageError: when it cannot be written to.
     """
     results = load_results(run)
+    order = style.reading_order(results)
+    followed, ways, over_seeds = load_followed(run, results), load_plasticity(run, results), load_over_seeds(run)
+    prompts, on_prompts = load_prompts(run, order)
+    places, not_compared, compared = load_places(run, order)
     write_tables(results, run / "tables")
+    write_prompt_table(prompts, on_prompts, run / "tables")
     write_paper_tables(run, results)
+    write_plasticity_tables(followed.values(), ways, over_seeds, run / "tables")
     write_figures(results, run / "figures")
-    circuits = _shown_circuits(results, _write_drawings(results, run / "figures"))
-    ways = load_plasticity(run, results)
-    over_seeds = load_over_seeds(run)
-    write_plasticity_tables(load_followed(run, results).values(), ways, over_seeds, run / "tables")
+    _write_drawings(results, run / "figures")
+    _write_comparisons(compared, run / "figures")
     drawn = write_trajectory_figures(ways, run / "figures")
-    pictures = tuple((each, _data_address(drawn[each.back.id])) for each in ways)
-    _write_comparisons(results, run)
     page = run / "report.html"
-    write_text(page, render_page(results, circuits, pictures, over_seeds))
+    content = Content(
+        results=results,
+        circuits=_shown_circuits(results),
+        ways=tuple((each, _data_address(drawn[each.back.id])) for each in ways),
+        over_seeds=over_seeds,
+        timeline=build_ways(run, results, followed),
+        looks=load_looks(run, order),
+        prompts=prompts,
+        on_prompts=on_prompts,
+        places=places,
+        not_compared=not_compared,
+    )
+    write_text(page, render_page(content))
     return page
 
 
-def _write_comparisons(results: StudyResults, run: Path) -> None:
+def _write_comparisons(documents: Mapping[str, Mapping[str, Any]], folder: Path) -> None:
     """Draws the comparison of every stage that was compared with base."""
-    for stage in results.stages:
-        path = run / "stages" / stage.id / "comparison.json"
-        if path.is_file() and "maps" in (found := load_json(path)):
-            with atomic_file(run / "figures" / f"comparison-{stage.id.replace('/', '-')}.png") as temporary:
-                FigureCanvasAgg(draw_audit(found)).print_png(temporary)
+    for stage, document in documents.items():
+        path = folder / f"comparison-{stage.replace('/', '-')}"
+        write_both(lambda document=document: draw_audit(document), path, "a comparison is")
 
 
-def _write_drawings(results: StudyResults, folder: Path) -> dict[str, Path]:
-    """Draws the circuit of every final stage that has one, and gives the SVG files by stage id."""
-    drawn: dict[str, Path] = {}
+def _write_drawings(results: StudyResults, folder: Path) -> None:
+    """Draws the circuit of every final stage that has one."""
     for stage in results.stages:
         if stage.circuit:
             circuit = stage.circuit.found
             named = replace(circuit, shape=replace(circuit.shape, name=f"{stage.id} · {circuit.shape.name}"))
-            drawn[stage.id] = folder / f"circuit-{stage.id.replace('/', '-')}.svg"
             for suffix in (".svg", ".png"):
-                write_circuit_drawing(named, drawn[stage.id].with_name(drawn[stage.id].stem + suffix))
-    return drawn
+                write_circuit_drawing(named, folder / f"{_drawing_of(stage)}{suffix}")
 
 
-def _shown_circuits(results: StudyResults, drawings: Mapping[str, Path]) -> tuple[ShownCircuit, ...]:
+def _drawing_of(stage: Stage) -> str:
+    """Name of the drawing of a stage's circuit, without an ending."""
+    return f"circuit-{stage.id.replace('/', '-')}"
+
+
+def _shown_circuits(results: StudyResults) -> tuple[ShownCircuit, ...]:
     shown: list[ShownCircuit] = []
     for stage in style.reading_order(results):
         if stage.circuit is None:
             continue
-        path = drawings[stage.id]
-        picture = _data_address(path) if len(shown) < DRAWN_CIRCUITS else None
+        found = stage.circuit.found
+        graph = build_graph(found) if len(shown) < DRAWN_CIRCUITS else None
+        roles = {str(node): role.why for node, role in found.roles.items()}
         nodes, rows = _circuit_nodes(stage.circuit), _criteria(stage.circuit.criteria.document)
-        shown.append(ShownCircuit(stage, stage.circuit, path.stem, picture, nodes, rows))
+        shown.append(ShownCircuit(stage, stage.circuit, _drawing_of(stage), graph, roles, nodes, rows))
     return tuple(shown)
 
 
@@ -191,22 +212,37 @@ def _criteria(judged: Document) -> tuple[tuple[str, Estimate, str], ...]:
         raise InputError(f"{judged.where} is damaged ({error}); {REMEDY}") from error
 
 
-def render_page(
-    results: StudyResults,
-    circuits: tuple[ShownCircuit, ...] = (),
-    ways: tuple[tuple[Plasticity, str], ...] = (),
-    over_seeds: tuple[OverSeeds, ...] = (),
-) -> str:
-    """The page as HTML.
+@dataclass(frozen=True)
+class Content:
+    """Everything that a page shows."""
 
-    Args:
-        results: the run.
-        circuits: what is shown of the stages' circuits.
-        ways: how each poison broke the mechanism and how it healed, with a drawing as a `data:` address.
-        over_seeds: what several seeds say of each poison, and of two beside each other.
-    """
+    results: StudyResults
+    """The run."""
+    circuits: tuple[ShownCircuit, ...] = ()
+    """What is shown of the stages' circuits."""
+    ways: tuple[tuple[Plasticity, str], ...] = ()
+    """How each poison broke the mechanism and how it healed, with a drawing as a `data:` address."""
+    over_seeds: tuple[OverSeeds, ...] = ()
+    """What several seeds say of each poison, and of two beside each other."""
+    timeline: tuple[TimelineWay, ...] = ()
+    """Every measured moment of every model."""
+    looks: tuple[StageLook, ...] = ()
+    """What single heads do at each stage."""
+    prompts: tuple[Prompt, ...] = ()
+    """The prompts."""
+    on_prompts: dict[str, OnPrompts] = field(default_factory=dict[str, OnPrompts])
+    """By stage, what it makes of each prompt."""
+    places: tuple[Place, ...] = ()
+    """The stages that were compared with base."""
+    not_compared: tuple[tuple[Stage, str], ...] = ()
+    """Those that could not be, with the reason."""
+
+
+def render_page(content: Content) -> str:
+    """The page as HTML."""
+    results = content.results
     environment = Environment(
-        loader=PackageLoader("neuroplast", "report"),
+        loader=PackageLoader("neuroplast.report", "page"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -217,6 +253,8 @@ def render_page(
     order = style.reading_order(results)
     charts = build_charts(results)
     story = _story_stages(order)
+    base = order[0].circuit.found if order[0].circuit else None
+    stages = [stage for stage in order if stage.id in content.on_prompts]
     return environment.get_template("page.html.j2").render(
         results=results,
         groups=style.by_seed(order),
@@ -225,33 +263,101 @@ def render_page(
         measured=order[0],
         has_foil=any(point.behaviour.foil_top1 is not None for point in results.points),
         has_circuits=any(s.nodes.shared.value is not None for s in order if s.kind != "base"),
-        circuits=circuits,
+        circuits=content.circuits,
         shown_circuits=SHOWN_CIRCUITS,
         judged=tuple(
             s for s in order if s.circuit or s.base_circuit.value is not None or s.base_circuit_foil.value is not None
         ),
         compared=tuple(s for s in order if s.kind != "base" and s.nodes.shared.value is not None),
         without_circuit=_without_circuit(order),
-        methodologies=tuple(dict.fromkeys(each.circuit.criteria.methodology for each in circuits)),
+        methodologies=tuple(dict.fromkeys(each.circuit.criteria.methodology for each in content.circuits)),
         prompt_groups=tuple(dict.fromkeys(name for s in order for name, _ in s.behaviour.by_group)),
         flips=tuple(StageFlips(s, sign_flips(s, results.base_of(s))) for s in order if s.kind != "base"),
         shown_flips=SHOWN_FLIPS,
-        ways=ways,
+        ways=content.ways,
+        timeline=bool(content.timeline),
+        timeline_ways=content.timeline,
+        timeline_graph=build_graph(base) if base else None,
+        prompts=content.prompts,
+        prompt_stages=stages,
+        prompt_stage=_stage_to_look_at(stages),
+        places=content.places,
+        not_compared=content.not_compared,
+        evidence=_evidence(content),
+        sections=_sections(content, order),
+        stores=_stores(content, order, base, charts),
         half_ways=HALF_WAYS,
         over_seeds=tuple(
-            each for each in over_seeds if any(number.value is not None for number in each.numbers.values())
+            each for each in content.over_seeds if any(number.value is not None for number in each.numbers.values())
         ),
         seeds_shown=SHOWN,
         restored=tuple(stage for stage in order if stage.restoration),
         restoration_meaning=RESTORATION_MEANING,
         charts=charts,
         colours=style.KIND_COLOURS,
-        scales={"light": style.DIVERGING, "dark": style.DIVERGING_DARK},
         sign_note=style.SIGN_NOTE,
         facts=_facts,
         # plotly.js is the one text that is not ours; it is shipped inside the plotly package.
         plotly=Markup(get_plotlyjs()),
     )
+
+
+def _stores(content: Content, order: tuple[Stage, ...], base: Circuit | None, charts: dict[str, Any]) -> dict[str, Any]:
+    """What the scripts read, by the id of its element."""
+    size = {"layers": content.results.n_layers, "heads": content.results.n_heads}
+    stores: dict[str, Any] = {
+        "scales": {"light": style.DIVERGING, "dark": style.DIVERGING_DARK},
+        "charts": charts,
+        "timeline-data": timeline_data(content.timeline, base) | size,
+        "looks-data": looks_data(content.looks, order),
+    }
+    if content.prompts:
+        stores["prompts-data"] = prompts_data(content.prompts, content.on_prompts, order) | size
+    if content.places:
+        stores["places-data"] = maps_data(content.places)
+    return stores
+
+
+def _stage_to_look_at(stages: Sequence[Stage]) -> str | None:
+    """The stage whose prompts are shown first: the recovered one, where something may still be wrong."""
+    by_kind = {stage.kind: stage.id for stage in reversed(stages)}
+    return next((by_kind[kind] for kind in ("recovered", "poisoned", "tuned", "base") if kind in by_kind), None)
+
+
+EVIDENCE = {
+    "amplification": "heads",
+    "localisation_expressed": "places",
+    "localisation_stored": "places",
+    "specificity": "spared",
+    "plasticity": "restoration",
+}
+"""By finding, the section that shows it."""
+
+
+def _evidence(content: Content) -> dict[str, str]:
+    there = {"heads"}
+    there |= {"places"} if content.places else set()
+    there |= {"spared"} if any(place.spared for place in content.places) else set()
+    there |= {"restoration"} if any(stage.restoration for stage in content.results.stages) else set()
+    return {claim: section for claim, section in EVIDENCE.items() if section in there}
+
+
+def _sections(content: Content, order: tuple[Stage, ...]) -> list[tuple[str, str]]:
+    """Anchors and names of the sections that lead through the page."""
+    there = {
+        "claims": ("Findings", content.results.claims),
+        "timeline": ("Timeline", content.timeline),
+        "circuits": ("Circuits", content.circuits),
+        "places": ("Expressed, stored", content.places),
+        "spared": ("Spared", any(place.spared for place in content.places)),
+        "restoration": ("Restoration", any(stage.restoration for stage in order)),
+        "stages": ("Stages", True),
+        "heads": ("Heads", True),
+        "prompts": ("Prompts", content.prompts),
+        "meaning": ("What it means", True),
+        "provenance": ("How to get it again", True),
+    }
+    return [(anchor, name) for anchor, (name, shown) in there.items() if shown]
 
 
 def _without_circuit(order: tuple[Stage, ...]) -> tuple[tuple[str, tuple[Stage, ...]], ...]:

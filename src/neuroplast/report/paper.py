@@ -1,5 +1,5 @@
-"""The tables of a paper: the ladder of every fine-tuning, the heads that changed, and cross-model patching, as CSV,
-Markdown and LaTeX.
+"""The tables of a paper: the findings, the ladder of every fine-tuning, restoration, the heads that changed, and
+cross-model patching, as CSV, Markdown and LaTeX.
 
 One row a measured point: logit difference, F(C) of the circuit found there, its faithfulness and its share of all
 nodes, the faithfulness of base's circuit there (which the study publishes of recovered models), likeness to base, and
@@ -92,9 +92,38 @@ def latex_text(text: str) -> str:
 def write_paper_tables(run: Path, results: StudyResults) -> None:
     """Writes each table as `.csv`, `.md` and `.tex` into the run's folder of tables."""
     folder = run / "tables"
-    for table in (ladder_table(results), heads_table(results), cross_model_table(run, results)):
+    tables = (
+        claims_table(results),
+        ladder_table(results),
+        restoration_table(results),
+        heads_table(results),
+        cross_model_table(run, results),
+    )
+    for table in tables:
         for ending, text in ((".csv", table.csv()), (".md", table.markdown()), (".tex", table.latex())):
             write_text(folder / f"{table.name}{ending}", text)
+
+
+def claims_table(results: StudyResults) -> Table:
+    """The findings, put to the test."""
+    verdicts = {True: "supported", False: "not supported", None: "undecided"}
+    rows = [
+        (claim.statement, verdicts[claim.supported], _shown(claim.estimate), claim.why or "–")
+        for claim in results.claims
+    ]
+    caption = f"{results.model} on {results.task}: the findings, 95 % intervals over prompts in brackets."
+    return Table("paper_claims", caption, ("finding", "verdict", "value", "held against"), tuple(rows))
+
+
+def restoration_table(results: StudyResults) -> Table:
+    """How far each recovered stage is back, beside its equal-step control."""
+    rows = [
+        (stage.id, row.name.replace("_", " "), _shown(row.recovered), _shown(row.control), row.recovered.why or "–")
+        for stage in results.stages
+        for row in stage.restoration
+    ]
+    caption = "Restoration; the control took as many clean steps without ever being poisoned."
+    return Table("paper_restoration", caption, ("stage", "measure", "recovered", "control", "why missing"), tuple(rows))
 
 
 def ladder_table(results: StudyResults) -> Table:

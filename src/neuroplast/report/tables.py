@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from neuroplast.report.changes import TrainingPath, head_effects, node_frequency, sign_flips, training_paths
+from neuroplast.report.prompts import OnPrompts, Prompt, prompt_rows
 from neuroplast.report.results import RESTORATION_ROWS, Estimate, Stage, StudyResults, TrainingRow
 from neuroplast.report.seeds import OverSeeds, seeds_rows
 from neuroplast.report.trajectories import FollowedStage, Plasticity, plasticity_rows, trajectory_rows
@@ -44,6 +45,13 @@ def write_tables(results: StudyResults, folder: Path) -> None:
         [*_POINT, "node", "layer", "head", "position", "score", "role", "why", "frequency"],
         (row for point in results.points for row in _node_rows(point)),
     )
+
+
+def write_prompt_table(prompts: Sequence[Prompt], on: dict[str, OnPrompts], folder: Path) -> None:
+    """Writes `prompts.csv`, every stage on every prompt; nothing where the run does not keep its prompts."""
+    if prompts:
+        columns = ["stage", "prompt", "text", "answer", "foil", "template", "group"]
+        _write(folder / "prompts.csv", [*columns, "logit_diff", "answer_probability"], prompt_rows(prompts, on))
 
 
 def write_plasticity_tables(

@@ -38,6 +38,8 @@ class Point:
     """The optimizer step of the stage's training."""
     logit_diff: Estimate
     """Mean logit difference."""
+    accuracy: float | None
+    """Share of prompts with a positive logit difference."""
     similarity: Estimate
     """Correlation of head effects with base's."""
     circuit: Estimate
@@ -60,6 +62,8 @@ class FollowedStage:
     """What was measured on the way."""
     heads: dict[str, tuple[str, ...]]
     """By role, base's heads."""
+    n_prompts: int | None
+    """Prompts that it was measured on."""
 
 
 @dataclass(frozen=True)
@@ -107,8 +111,14 @@ def load_followed(run: Path, results: StudyResults) -> dict[str, FollowedStage]:
             document = load_document(run, name)
             points = tuple(_point(each) for each in document["points"].elements())
             heads = {role: tuple(head.text() for head in each.elements()) for role, each in document["roles"].items()}
-            found[stage.id] = FollowedStage(stage.id, stage.kind, points, heads)
+            n_prompts = document["n_prompts"].integer() if document["n_prompts"] else None
+            found[stage.id] = FollowedStage(stage.id, stage.kind, points, heads, n_prompts)
     return found
+
+
+def step_file(stage_id: str, step: int) -> str:
+    """What was measured at a step of a followed stage, prompt by prompt; relative to the run."""
+    return f"stages/{stage_id}/trajectory/step-{step:06d}.safetensors"
 
 
 def load_plasticity(run: Path, results: StudyResults) -> tuple[Plasticity, ...]:
@@ -252,6 +262,7 @@ def _point(point: Document) -> Point:
     return Point(
         step=point["step"].integer(),
         logit_diff=read_estimate(point["logit_diff"]),
+        accuracy=point["accuracy"].number_or_none(),
         similarity=read_estimate(point["similarity_to_base"]),
         circuit=read_estimate(point["circuit_logit_diff"]),
         faithfulness=read_estimate(point["circuit_faithfulness"]),
