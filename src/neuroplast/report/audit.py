@@ -9,13 +9,13 @@ from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
+from neuroplast.report.render import render
 from neuroplast.report.style import DIVERGING, KIND_COLOURS
 from neuroplast.storage import atomic_file, write_text
 
@@ -199,16 +199,7 @@ def render_audit(document: Document, figure: Figure | None) -> str:
         drawn = io.BytesIO()
         FigureCanvasSVG(figure).print_svg(drawn, metadata={"Date": None})
         picture = "data:image/svg+xml;base64," + base64.b64encode(drawn.getvalue()).decode()
-    environment = Environment(
-        loader=PackageLoader("neuroplast.report", "page"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("audit.html.j2").render(
-        document=document, picture=picture, rows=summary_rows(document)
-    )
+    return render("audit.html.j2", document=document, picture=picture, rows=summary_rows(document))
 
 
 def summary_rows(document: Document) -> list[tuple[str, str, str, str]]:

@@ -1,13 +1,9 @@
 """The self-contained page: one HTML file that opens offline and asks the network for nothing."""
 
-import base64
-import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import Any, cast
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs  # pyright: ignore[reportMissingTypeStubs]
 
@@ -15,24 +11,19 @@ from neuroplast.circuits.circuit import Circuit, Role
 from neuroplast.components import Node
 from neuroplast.errors import InputError
 from neuroplast.report import style
-from neuroplast.report.audit import draw_audit
 from neuroplast.report.changes import SignFlip, node_frequency, sign_flips
 from neuroplast.report.charts import build_charts
-from neuroplast.report.circuit import write_circuit_drawing
 from neuroplast.report.documents import REMEDY, Document
 from neuroplast.report.evaluation import criteria_rows
-from neuroplast.report.figures import write_both, write_figures
 from neuroplast.report.graph import Graph, build_graph
-from neuroplast.report.looks import StageLook, load_looks, looks_data
-from neuroplast.report.paper import write_paper_tables
-from neuroplast.report.places import Place, load_places, maps_data
-from neuroplast.report.prompts import OnPrompts, Prompt, load_prompts, prompts_data
-from neuroplast.report.results import Estimate, Stage, StageCircuit, StudyResults, load_results
-from neuroplast.report.seeds import SHOWN, OverSeeds, load_over_seeds
-from neuroplast.report.tables import write_plasticity_tables, write_prompt_table, write_tables
-from neuroplast.report.timeline import TimelineWay, build_ways, timeline_data
-from neuroplast.report.trajectories import Plasticity, load_followed, load_plasticity, write_trajectory_figures
-from neuroplast.storage import write_text
+from neuroplast.report.looks import StageLook, looks_data
+from neuroplast.report.places import Place, maps_data
+from neuroplast.report.prompts import OnPrompts, Prompt, prompts_data
+from neuroplast.report.render import percent, render, signed, words
+from neuroplast.report.results import Estimate, Stage, StageCircuit, StudyResults
+from neuroplast.report.seeds import SHOWN, OverSeeds
+from neuroplast.report.timeline import TimelineWay, timeline_data
+from neuroplast.report.trajectories import Plasticity
 
 SHOWN_FLIPS = 12
 """Sign flips of a stage that are listed before the rest folds away."""
@@ -109,74 +100,8 @@ class ShownCircuit:
     """Everything it was judged by: name, value, what it means or why it is missing."""
 
 
-def write_report(run: Path) -> Path:
-    """Writes the page, the figures and the tables of a finished run, replacing earlier ones.
-
-    Only saved results are read; the same results give the same bytes.
-
-    Args:
-        run: the run directory.
-
-    Returns:
-        Path of the page, `run/report.html`.
-
-    Raises:
-        InputError: when the directory is no finished run.
-        StorageError: when it cannot be written to.
-    """
-    results = load_results(run)
-    order = style.reading_order(results)
-    followed, ways, over_seeds = load_followed(run, results), load_plasticity(run, results), load_over_seeds(run)
-    prompts, on_prompts = load_prompts(run, order)
-    places, not_compared, compared = load_places(run, order)
-    write_tables(results, run / "tables")
-    write_prompt_table(prompts, on_prompts, run / "tables")
-    write_paper_tables(run, results)
-    write_plasticity_tables(followed.values(), ways, over_seeds, run / "tables")
-    write_figures(results, run / "figures")
-    _write_drawings(results, run / "figures")
-    _write_comparisons(compared, run / "figures")
-    drawn = write_trajectory_figures(ways, run / "figures")
-    page = run / "report.html"
-    content = Content(
-        results=results,
-        circuits=_shown_circuits(results),
-        ways=tuple((each, _data_address(drawn[each.back.id])) for each in ways),
-        over_seeds=over_seeds,
-        timeline=build_ways(run, results, followed),
-        looks=load_looks(run, order),
-        prompts=prompts,
-        on_prompts=on_prompts,
-        places=places,
-        not_compared=not_compared,
-    )
-    write_text(page, render_page(content))
-    return page
-
-
-def _write_comparisons(documents: Mapping[str, Mapping[str, Any]], folder: Path) -> None:
-    """Draws the comparison of every stage that was compared with base."""
-    for stage, document in documents.items():
-        path = folder / f"comparison-{stage.replace('/', '-')}"
-        write_both(lambda document=document: draw_audit(document), path, "a comparison is")
-
-
-def _write_drawings(results: StudyResults, folder: Path) -> None:
-    """Draws the circuit of every final stage that has one."""
-    for stage in results.stages:
-        if stage.circuit:
-            circuit = stage.circuit.found
-            named = replace(circuit, shape=replace(circuit.shape, name=f"{stage.id} · {circuit.shape.name}"))
-            for suffix in (".svg", ".png"):
-                write_circuit_drawing(named, folder / f"{_drawing_of(stage)}{suffix}")
-
-
-def _drawing_of(stage: Stage) -> str:
-    """Name of the drawing of a stage's circuit, without an ending."""
-    return f"circuit-{stage.id.replace('/', '-')}"
-
-
-def _shown_circuits(results: StudyResults) -> tuple[ShownCircuit, ...]:
+def shown_circuits(results: StudyResults) -> tuple[ShownCircuit, ...]:
+    """The circuits of a run in reading order, the first `DRAWN_CIRCUITS` of them drawn."""
     shown: list[ShownCircuit] = []
     for stage in style.reading_order(results):
         if stage.circuit is None:
@@ -185,13 +110,13 @@ def _shown_circuits(results: StudyResults) -> tuple[ShownCircuit, ...]:
         graph = build_graph(found) if len(shown) < DRAWN_CIRCUITS else None
         roles = {str(node): role.why for node, role in found.roles.items()}
         nodes, rows = _circuit_nodes(stage.circuit), _criteria(stage.circuit.criteria.document)
-        shown.append(ShownCircuit(stage, stage.circuit, _drawing_of(stage), graph, roles, nodes, rows))
+        shown.append(ShownCircuit(stage, stage.circuit, drawing_of(stage), graph, roles, nodes, rows))
     return tuple(shown)
 
 
-def _data_address(path: Path) -> str:
-    """An SVG inside an image runs no script and asks for nothing, whatever its texts say."""
-    return "data:image/svg+xml;base64," + base64.b64encode(path.read_bytes()).decode()
+def drawing_of(stage: Stage) -> str:
+    """Name of the drawing of a stage's circuit, without an ending."""
+    return f"circuit-{stage.id.replace('/', '-')}"
 
 
 def _circuit_nodes(circuit: StageCircuit) -> tuple[CircuitNode, ...]:
@@ -241,21 +166,13 @@ class Content:
 def render_page(content: Content) -> str:
     """The page as HTML."""
     results = content.results
-    environment = Environment(
-        loader=PackageLoader("neuroplast.report", "page"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    filters = cast(dict[str, Callable[..., str]], environment.filters)  # pyright: ignore[reportUnknownMemberType]
-    filters |= {"signed": _signed, "percent": _percent, "words": _words, "plain": _plain}
     order = style.reading_order(results)
     charts = build_charts(results)
     story = _story_stages(order)
     base = order[0].circuit.found if order[0].circuit else None
     stages = [stage for stage in order if stage.id in content.on_prompts]
-    return environment.get_template("page.html.j2").render(
+    return render(
+        "page.html.j2",
         results=results,
         groups=style.by_seed(order),
         story=_story(story),
@@ -294,7 +211,6 @@ def render_page(content: Content) -> str:
         restored=tuple(stage for stage in order if stage.restoration),
         restoration_meaning=RESTORATION_MEANING,
         charts=charts,
-        colours=style.KIND_COLOURS,
         sign_note=style.SIGN_NOTE,
         facts=_facts,
         # plotly.js is the one text that is not ours; it is shipped inside the plotly package.
@@ -390,41 +306,22 @@ def _story(stages: tuple[Stage, ...]) -> str:
         text += f" and {_ld(tuned)} after clean fine-tuning"
     text += "."
     if poisoned := by_kind.get("poisoned"):
-        text += f" {_words(poisoned.poison or 'poison').capitalize()} takes it to {_ld(poisoned)}"
+        text += f" {words(poisoned.poison or 'poison').capitalize()} takes it to {_ld(poisoned)}"
         if recovered := by_kind.get("recovered"):
             text += f"; {recovered.step} clean steps bring it to {_ld(recovered)}"
             undone = {row.name: row.recovered for row in recovered.restoration}.get("damage_undone")
             if undone and undone.value is not None:
-                text += f" and undo {_percent(undone.value, 0)} of the damage to the mechanism"
+                text += f" and undo {percent(undone.value, 0)} of the damage to the mechanism"
         text += "."
     return text
 
 
 def _ld(stage: Stage) -> str:
-    return _signed(_logit_diff(stage))
+    return signed(_logit_diff(stage))
 
 
 def _logit_diff(stage: Stage) -> float:
     return stage.behaviour.logit_diff.known
-
-
-def _signed(value: float, digits: int = 2) -> str:
-    """A number with a typographic minus, and no minus before a zero."""
-    text = f"{value:.{digits}f}"
-    return text.removeprefix("-") if float(text) == 0 else text.replace("-", "−")
-
-
-def _percent(value: float, digits: int = 1) -> str:
-    return _signed(100 * value, digits) + "\u202f%"
-
-
-def _words(name: str) -> str:
-    return name.replace("_", " ")
-
-
-def _plain(value: object) -> str:
-    """A saved value as text: strings as they are, the rest as JSON."""
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def _facts(block: Document) -> list[tuple[str, object]]:

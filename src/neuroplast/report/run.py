@@ -1,0 +1,90 @@
+"""The report of a run: reads it, writes the tables and the figures, and fills the page."""
+
+import base64
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from neuroplast.report import style
+from neuroplast.report.audit import draw_audit
+from neuroplast.report.circuit import write_circuit_drawing
+from neuroplast.report.figures import write_both, write_figures
+from neuroplast.report.looks import load_looks
+from neuroplast.report.page import Content, drawing_of, render_page, shown_circuits
+from neuroplast.report.paper import write_paper_tables
+from neuroplast.report.places import load_places
+from neuroplast.report.prompts import load_prompts
+from neuroplast.report.results import StudyResults, load_results
+from neuroplast.report.seeds import load_over_seeds
+from neuroplast.report.tables import write_plasticity_tables, write_prompt_table, write_tables
+from neuroplast.report.timeline import build_ways
+from neuroplast.report.trajectories import load_followed, load_plasticity, write_trajectory_figures
+from neuroplast.storage import write_text
+
+
+def write_report(run: Path) -> Path:
+    """Writes the page, the figures and the tables of a finished run, replacing earlier ones.
+
+    Only saved results are read; the same results give the same bytes.
+
+    Args:
+        run: the run directory.
+
+    Returns:
+        Path of the page, `run/report.html`.
+
+    Raises:
+        InputError: when the directory is no finished run.
+        StorageError: when it cannot be written to.
+    """
+    results = load_results(run)
+    order = style.reading_order(results)
+    followed, ways, over_seeds = load_followed(run, results), load_plasticity(run, results), load_over_seeds(run)
+    prompts, on_prompts = load_prompts(run, order)
+    places, not_compared, compared = load_places(run, order)
+    write_tables(results, run / "tables")
+    write_prompt_table(prompts, on_prompts, run / "tables")
+    write_paper_tables(run, results)
+    write_plasticity_tables(followed.values(), ways, over_seeds, run / "tables")
+    write_figures(results, run / "figures")
+    _write_drawings(results, run / "figures")
+    _write_comparisons(compared, run / "figures")
+    drawn = write_trajectory_figures(ways, run / "figures")
+    page = run / "report.html"
+    content = Content(
+        results=results,
+        circuits=shown_circuits(results),
+        ways=tuple((each, _data_address(drawn[each.back.id])) for each in ways),
+        over_seeds=over_seeds,
+        timeline=build_ways(run, results, followed),
+        looks=load_looks(run, order),
+        prompts=prompts,
+        on_prompts=on_prompts,
+        places=places,
+        not_compared=not_compared,
+    )
+    write_text(page, render_page(content))
+    return page
+
+
+def _write_comparisons(documents: Mapping[str, Mapping[str, Any]], folder: Path) -> None:
+    """Draws the comparison of every stage that was compared with base."""
+    for stage, document in documents.items():
+        path = folder / f"comparison-{stage.replace('/', '-')}"
+        write_both(lambda document=document: draw_audit(document), path, "a comparison is")
+
+
+def _write_drawings(results: StudyResults, folder: Path) -> None:
+    """Draws the circuit of every final stage that has one."""
+    for stage in results.stages:
+        if stage.circuit:
+            circuit = stage.circuit.found
+            named = replace(circuit, shape=replace(circuit.shape, name=f"{stage.id} · {circuit.shape.name}"))
+            for suffix in (".svg", ".png"):
+                write_circuit_drawing(named, folder / f"{drawing_of(stage)}{suffix}")
+
+
+def _data_address(path: Path) -> str:
+    """An SVG inside an image runs no script and asks for nothing, whatever its texts say."""
+    return "data:image/svg+xml;base64," + base64.b64encode(path.read_bytes()).decode()

@@ -1,0 +1,212 @@
+"""Several runs on one page: what each says of the findings, of every stage, and how alike their mechanisms are.
+
+Runs are told apart by the names of their folders. Head effects are compared between runs whose models have as many
+layers and heads; the correlation is over all heads, of the means over each run's own prompts, and for its interval each
+run's prompts are resampled.
+"""
+
+import csv
+import io
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from neuroplast.errors import InputError
+from neuroplast.report import style
+from neuroplast.report.page import RESTORATION_MEANING
+from neuroplast.report.render import render
+from neuroplast.report.results import Claim, Estimate, Stage, StudyResults, load_results
+from neuroplast.report.timeline import TimelineWay, build_ways
+from neuroplast.report.trajectories import Plasticity, load_followed, load_plasticity
+from neuroplast.statistics import bootstrap_weights, interval, row_correlations
+from neuroplast.storage import load_tensors, write_text
+
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7a6a00", "#555c66")
+"""One a run, after Okabe and Ito; the ninth has the first's."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run, read back."""
+
+    name: str
+    """What it is called on the page."""
+    folder: Path
+    """Where it is."""
+    colour: str
+    """Its colour in charts."""
+    results: StudyResults
+    """What it found."""
+    ways: tuple[TimelineWay, ...]
+    """Every measured moment of every model."""
+    plasticity: tuple[Plasticity, ...]
+    """How each poison broke the mechanism and how it healed."""
+
+    @property
+    def claims(self) -> dict[str, Claim]:
+        """Its findings by id."""
+        return {claim.id: claim for claim in self.results.claims}
+
+
+@dataclass(frozen=True)
+class Likeness:
+    """How alike two stages' head effects are."""
+
+    first: str
+    """Run and stage."""
+    second: str
+    """Run and stage."""
+    correlation: Estimate
+    """Over all heads."""
+
+
+def write_runs_page(folders: Sequence[Path], out: Path) -> tuple[Path, Path]:
+    """Compares finished runs on one page, and in one table beside it.
+
+    Args:
+        folders: run directories, two at least.
+        out: the page, such as `runs.html`; the table has its name and ends in `.csv`.
+
+    Returns:
+        Paths of the page and of the table.
+
+    Raises:
+        InputError: fewer than two runs, one twice, one that is not finished, or a page that does not end in `.html`.
+    """
+    if out.suffix != ".html":
+        raise InputError(f"--out must name a page that ends in .html, got {out}")
+    resolved = [folder.resolve() for folder in folders]
+    if len(resolved) < 2 or len(set(resolved)) < len(resolved):
+        raise InputError(f"runs to compare: got {', '.join(map(str, folders))}; give two or more, each once")
+    runs = _load(folders)
+    table = out.with_suffix(".csv")
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["run", "model", "task", "stage", "quantity", "value", "low", "high", "why"])
+    writer.writerows(row for run in runs for row in _rows(run))
+    write_text(table, text.getvalue())
+    write_text(out, _render(runs))
+    return out, table
+
+
+def _load(folders: Sequence[Path]) -> tuple[Run, ...]:
+    names = Counter(folder.resolve().name for folder in folders)
+    found: list[Run] = []
+    for number, folder in enumerate(folders):
+        whole = folder.resolve()
+        name = whole.name if names[whole.name] == 1 else f"{whole.parent.name}/{whole.name}"
+        results = load_results(folder)
+        followed = load_followed(folder, results)
+        ways, plasticity = build_ways(folder, results, followed), load_plasticity(folder, results)
+        found.append(Run(name, folder, COLOURS[number % len(COLOURS)], results, ways, plasticity))
+    return tuple(found)
+
+
+def _rows(run: Run) -> Iterator[list[str | float | None]]:
+    """Rows of the table: findings, stages and restoration of one run."""
+    results = run.results
+
+    def row(stage: str, quantity: str, found: Estimate) -> list[str | float | None]:
+        low, high = found.interval or (None, None)
+        return [run.name, results.model, results.task, stage, quantity, found.value, low, high, found.why]
+
+    for claim in results.claims:
+        yield row("", f"claim/{claim.id}", claim.estimate)
+    for stage in results.stages:
+        yield row(stage.id, "logit_diff", stage.behaviour.logit_diff)
+        yield row(stage.id, "accuracy", stage.behaviour.accuracy)
+        yield row(stage.id, "similarity_to_base", stage.similarity)
+        yield row(stage.id, "base_circuit_faithfulness", stage.base_circuit)
+        for each in stage.restoration:
+            yield row(stage.id, f"restoration/{each.name}", each.recovered)
+            yield row(stage.id, f"restoration/{each.name}/control", each.control)
+
+
+def _render(runs: tuple[Run, ...]) -> str:
+    stages = dict.fromkeys(stage.id for run in runs for stage in style.reading_order(run.results))
+    by_run = {run.name: {stage.id: stage for stage in run.results.stages} for run in runs}
+    claims = {claim.id: claim.statement for run in runs for claim in run.results.claims}
+    times = dict.fromkeys((way.back.id, *place) for run in runs for way in run.plasticity for place in way.half_way)
+    return render(
+        "runs.html.j2",
+        runs=runs,
+        claims=claims,
+        stages=list(stages),
+        by_run=by_run,
+        restored=[name for name in stages if any(_restored(by_run[run.name].get(name)) for run in runs)],
+        restoration_meaning=RESTORATION_MEANING,
+        times=list(times),
+        half_ways={
+            run.name: {(way.back.id, *place): each for way in run.plasticity for place, each in way.half_way.items()}
+            for run in runs
+        },
+        likeness=_likeness(runs),
+        stores={
+            "scales": {"light": style.DIVERGING, "dark": style.DIVERGING_DARK},
+            "runs-data": [_chart(run) for run in runs],
+        },
+    )
+
+
+def _restored(stage: Stage | None) -> bool:
+    return stage is not None and bool(stage.restoration)
+
+
+def _likeness(runs: Sequence[Run]) -> list[Likeness]:
+    """Of the stages that two runs have in common, and of base with base."""
+    found: list[Likeness] = []
+    for number, one in enumerate(runs):
+        for other in runs[number + 1 :]:
+            if (one.results.n_layers, one.results.n_heads) != (other.results.n_layers, other.results.n_heads):
+                continue
+            theirs = {stage.id: stage for stage in other.results.stages}
+            for stage in style.reading_order(one.results):
+                if stage.id in theirs:
+                    names = (f"{run.name}: {stage.id}" for run in (one, other))
+                    found.append(Likeness(*names, _correlation(one, stage, other, theirs[stage.id])))
+    return found
+
+
+def _correlation(one: Run, stage: Stage, other: Run, twin: Stage) -> Estimate:
+    """Of two stages' mean head effects, with an interval where both runs keep them prompt by prompt."""
+    value = row_correlations(*(np.ravel(each.effects.mean)[None] for each in (stage, twin)))[0]
+    if not np.isfinite(value):
+        return Estimate(None, None, "all heads have the same effect")
+    drawn: list[np.ndarray] = []
+    for seed, (run, each) in enumerate(((one, stage), (other, twin))):
+        path = run.folder / f"stages/{each.id}/effects.safetensors"
+        if not path.is_file():
+            return Estimate(float(value), None)
+        effects = load_tensors(path)["effects"].double().flatten(0, 1).numpy()
+        drawn.append(bootstrap_weights(effects.shape[1], seed) @ effects.T)
+    low, high = interval(row_correlations(*drawn))
+    return Estimate(float(value), (float(low), float(high)))
+
+
+def _chart(run: Run) -> dict[str, Any]:
+    """What the page's script draws of a run: the logit difference and the likeness to base along every way."""
+    return {
+        "name": run.name,
+        "colour": run.colour,
+        "ways": [
+            {
+                "name": way.name,
+                "seed": way.seed,
+                "moments": [
+                    {
+                        "stage": moment.stage,
+                        "step": moment.step,
+                        "at": moment.at,
+                        "ld": moment.logit_diff.value,
+                        "similarity": moment.similarity.value,
+                    }
+                    for moment in way.moments
+                ],
+            }
+            for way in run.ways
+        ],
+    }
