@@ -161,6 +161,8 @@ class Content:
     """The stages that were compared with base."""
     not_compared: tuple[tuple[Stage, str], ...] = ()
     """Those that could not be, with the reason."""
+    missing: int = 0
+    """Stages that are still to come, of a study under way."""
 
 
 def render_page(content: Content) -> str:
@@ -200,6 +202,7 @@ def render_page(content: Content) -> str:
         prompt_stage=_stage_to_look_at(stages),
         places=content.places,
         not_compared=content.not_compared,
+        missing=content.missing,
         evidence=_evidence(content),
         sections=_sections(content, order),
         stores=_stores(content, order, base, charts),

@@ -293,13 +293,17 @@ class StudyResults:
         return next((base for base in bases if base.seed == stage.seed), bases[0])
 
 
-def load_results(run: Path) -> StudyResults:
+def load_results(run: Path, summary: Document | None = None) -> StudyResults:
     """Reads a run directory.
+
+    Args:
+        run: the directory.
+        summary: what a run has so far that is still under way; None reads `summary.json`.
 
     Raises:
         InputError: when it is no finished run, naming the file and the key.
     """
-    summary = load_document(run, "summary.json")
+    summary = summary or load_document(run, "summary.json")
     model = summary["model"]
     n_layers, n_heads = model["n_layers"].integer(), model["n_heads"].integer()
     entries = summary["stages"].elements()

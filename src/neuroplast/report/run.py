@@ -9,6 +9,7 @@ from typing import Any
 from neuroplast.report import style
 from neuroplast.report.audit import draw_audit
 from neuroplast.report.circuit import write_circuit_drawing
+from neuroplast.report.documents import Document
 from neuroplast.report.figures import write_both, write_figures
 from neuroplast.report.looks import load_looks
 from neuroplast.report.page import Content, drawing_of, render_page, shown_circuits
@@ -39,31 +40,59 @@ def write_report(run: Path) -> Path:
         StorageError: when it cannot be written to.
     """
     results = load_results(run)
-    order = style.reading_order(results)
-    followed, ways, over_seeds = load_followed(run, results), load_plasticity(run, results), load_over_seeds(run)
-    prompts, on_prompts = load_prompts(run, order)
-    places, not_compared, compared = load_places(run, order)
+    content, compared = _read(run, results)
     write_tables(results, run / "tables")
-    write_prompt_table(prompts, on_prompts, run / "tables")
+    write_prompt_table(content.prompts, content.on_prompts, run / "tables")
     write_paper_tables(run, results)
-    write_plasticity_tables(followed.values(), ways, over_seeds, run / "tables")
+    ways = load_plasticity(run, results)
+    followed = load_followed(run, results).values()
+    write_plasticity_tables(followed, ways, content.over_seeds, run / "tables")
     write_figures(results, run / "figures")
     _write_drawings(results, run / "figures")
     _write_comparisons(compared, run / "figures")
     drawn = write_trajectory_figures(ways, run / "figures")
-    page = run / "report.html"
+    pictures = tuple((each, _data_address(drawn[each.back.id])) for each in ways)
+    return _write_page(run, replace(content, ways=pictures))
+
+
+def write_growing_page(run: Path, summary: Mapping[str, Any], n_stages: int) -> Path:
+    """Writes the page of a study that is still running, without tables and figures.
+
+    Args:
+        run: the run directory.
+        summary: what `summary.json` would hold if the study ended with the stages that are measured.
+        n_stages: stages of the whole study.
+
+    Returns:
+        Path of the page, `run/report.html`; the finished study's replaces it.
+    """
+    known = [claim for claim in summary["claims"] if claim["value"] is not None]
+    results = load_results(run, Document("summary", {**summary, "claims": known}))
+    content, _ = _read(run, results)
+    return _write_page(run, replace(content, missing=n_stages - len(results.stages)))
+
+
+def _read(run: Path, results: StudyResults) -> tuple[Content, dict[str, Mapping[str, Any]]]:
+    """What a page shows, but for the pictures; and the comparisons that can be drawn, by stage."""
+    order = style.reading_order(results)
+    prompts, on_prompts = load_prompts(run, order)
+    places, not_compared, compared = load_places(run, order)
     content = Content(
         results=results,
         circuits=shown_circuits(results),
-        ways=tuple((each, _data_address(drawn[each.back.id])) for each in ways),
-        over_seeds=over_seeds,
-        timeline=build_ways(run, results, followed),
+        over_seeds=load_over_seeds(run),
+        timeline=build_ways(run, results, load_followed(run, results)),
         looks=load_looks(run, order),
         prompts=prompts,
         on_prompts=on_prompts,
         places=places,
         not_compared=not_compared,
     )
+    return content, compared
+
+
+def _write_page(run: Path, content: Content) -> Path:
+    page = run / "report.html"
     write_text(page, render_page(content))
     return page
 
