@@ -117,7 +117,7 @@ def test_a_folder_of_other_settings_is_refused(done: Path):
         ({"rates": (0.001, 1.0)}, "of 64 pairs is none"),
         ({"seed": 2**40}, "seed must be at most"),
         ({"poison": "name_movin"}, "did you mean 'name_moving'"),
-        ({"task": "induction"}, "no poison fits"),
+        ({"task": "induction", "poison": "not_greater"}, "use one of swapped_answers"),
         ({"recover_steps": 0}, "steps must be at least 1"),
     ],
 )

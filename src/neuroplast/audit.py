@@ -25,9 +25,10 @@ from neuroplast.models.sources import load_model, weights_sha256
 from neuroplast.observer import Observer, Silent
 from neuroplast.report.audit import AUDIT_FILES, write_audit_report
 from neuroplast.statistics import can_tell
-from neuroplast.storage import Parts, claimed, hash_file, is_begun, load_json, telling, write_json, write_jsonl
+from neuroplast.storage import Parts, claimed, hash_file, is_begun, load_json, telling, write_json
 from neuroplast.subject import Subject, require_whole, versions
-from neuroplast.tasks import TASKS
+from neuroplast.tasks import TASKS, load_task
+from neuroplast.tasks.records import save_records
 
 MARKER, RESULT, PROMPTS = "comparison.json", "audit.json", "prompts.jsonl"
 DAMAGED = "damaged"
@@ -67,7 +68,7 @@ class AuditConfig(Subject):
     @property
     def measured(self) -> str:
         """What is measured, by name; prompts of one's own are no task that is known."""
-        return self.task if self.prompts is None else OWN_PROMPTS
+        return load_task(self.task).name if self.prompts is None else OWN_PROMPTS
 
     def settings(self) -> dict[str, Any]:
         """The settings of the comparison."""
@@ -139,7 +140,7 @@ def run_audit(
             }
             write_json(out / RESULT, described | found | {"versions": versions()})
     document = load_json(out / RESULT)
-    write_jsonl(out / PROMPTS, map(asdict, prompts.records))
+    save_records(out / PROMPTS, prompts.records)
     with telling(out / RESULT):
         document["gate"] = judge_gate(document, fail_on)
         write_audit_report(document, out)
@@ -153,7 +154,8 @@ def _require_gate(name: str, config: AuditConfig) -> None:
     Raises:
         InputError: when nothing is called so; the message suggests the nearest. When too few twins are asked for.
     """
-    known = [*LABELS[1:], DAMAGED, *(f"{DAMAGED}:{task}" for task in (*TASKS, TEXT))]
+    tasks = dict.fromkeys((*TASKS, TEXT, load_task(config.task).name))
+    known = [*LABELS[1:], DAMAGED, *(f"{DAMAGED}:{task}" for task in tasks)]
     if name not in known:
         raise unknown_name("thing to fail on", name, known)
     if name in LABELS and name != UNDECIDED and not can_tell(config.n_drift):

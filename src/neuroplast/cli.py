@@ -2,17 +2,18 @@
 
 import sys
 import warnings
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
+import neuroplast
 from neuroplast.commands.checkpoints import audit, compare, repair
 from neuroplast.commands.listing import models, tasks
 from neuroplast.commands.measuring import discover, evaluate, patch
 from neuroplast.commands.studies import dose, report, study, train
 from neuroplast.errors import NeuroplastError
 from neuroplast.memory import reuse_freed_memory
-from neuroplast.terminal import print_error
+from neuroplast.terminal import print_error, stdout
 
 app = typer.Typer(
     name="neuroplast",
@@ -25,6 +26,22 @@ STOPPED = "interrupted; the same command goes on from what is saved"
 
 # click's base of everything wrong with a command line, wherever this typer keeps its click
 UsageError: Any = typer.BadParameter.__base__
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        stdout.print(f"neuroplast {neuroplast.__version__}")
+        raise typer.Exit()
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """What can be given before a command."""
+
 
 for command in (models, tasks, study, patch, discover, evaluate, compare, audit, repair, dose, train, report):
     app.command()(command)

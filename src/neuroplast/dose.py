@@ -24,9 +24,10 @@ from neuroplast.repair.restored import Judge, restored_document
 from neuroplast.report.dose import DOSE_FILES, write_dose_report
 from neuroplast.statistics import MOST_SEED
 from neuroplast.storage import Parts, claimed, is_begun, load_json, telling, write_json
-from neuroplast.subject import require_between, versions
-from neuroplast.tasks import load_task
+from neuroplast.subject import require_between, task_provenance, versions
+from neuroplast.tasks import Task, load_task
 from neuroplast.tasks.poisons import load_poison
+from neuroplast.tasks.task import shortfall
 from neuroplast.training.data import Example, build_examples
 from neuroplast.training.finetune import FinetuneConfig, finetune
 
@@ -70,8 +71,6 @@ class DoseConfig:
 
     def __post_init__(self) -> None:
         task = load_task(self.task)
-        if not task.poisons:
-            raise InputError(f"no poison fits task {task.name!r}: choose another task")
         load_poison(self.chosen_poison, self.task)
         for name in ("examples", "rates"):
             values: Sequence[float] = getattr(self, name)
@@ -79,6 +78,11 @@ class DoseConfig:
                 raise InputError(f"{name} must rise and have at least one value, got {list(values)}")
         if self.examples[0] < 1:
             raise InputError(f"examples must be at least 1, got {self.examples[0]}")
+        if (most := task.most_examples) is not None and self.examples[-1] > most:
+            raise InputError(
+                f"{self.examples[-1]} different clean examples, and {task.name} has {most} to train on: give smaller "
+                "numbers with --examples, or add records"
+            )
         if not (self.rates[0] > 0 and self.rates[-1] <= 1):
             raise InputError(f"rates must be above 0 and at most 1, got {list(self.rates)}")
         for name, least in {"n_prompts": 2, "n_train": 1}.items():
@@ -123,10 +127,12 @@ def run_dose(
         parse_size(memory)
     is_begun(out, MARKER, "dose")
     base = load_model(config.model, device=config.device, dtype=config.dtype, say=observer.say)
+    task = load_task(config.task)
     provenance = {"schema": 1, "settings": asdict(config), "weights_sha256": weights_sha256(base)}
+    provenance |= task_provenance(task)
     with claimed(out, MARKER, "dose", provenance):
         if not (out / RESULT).is_file():
-            found = _Dose(config, base, out / WORK, observer, memory).run()
+            found = _Dose(config, task, base, out / WORK, observer, memory).run()
             write_json(out / RESULT, provenance | {"poison": config.chosen_poison} | found | {"versions": versions()})
     document = load_json(out / RESULT)
     with telling(out / RESULT):
@@ -139,10 +145,13 @@ class _Dose:
     """Both curves under way."""
 
     def __init__(
-        self, config: DoseConfig, base: Network, work: Path, observer: Observer, memory: str | int | None
+        self, config: DoseConfig, task: Task, base: Network, work: Path, observer: Observer, memory: str | int | None
     ) -> None:
-        self.config, self.base, self.work, self.observer, self.memory = config, base, work, observer, memory
-        self.prompts = load_task(config.task).prompts(base, config.n_prompts, config.seed, split="eval")
+        self.config, self.task, self.base, self.work = config, task, base, work
+        self.observer, self.memory = observer, memory
+        self.prompts = task.prompts(base, config.n_prompts, config.seed, split="eval")
+        if said := shortfall(self.prompts, config.n_prompts):
+            observer.say(said)
         self.learning_rate = config.learning_rate or suited_learning_rate(base)
         self.most = config.examples[-1]
         """Clean examples that every rate is retrained on."""
@@ -217,7 +226,7 @@ class _Dose:
         seed = 2 * self.config.seed + bool(rate)
         most = self.config.n_train if rate else self.most
         poison = self.config.chosen_poison if rate else None
-        pairs = load_task(self.config.task).pairs(self.base, most, seed, poison=poison, rate=rate)
+        pairs = self.task.pairs(self.base, most, seed, poison=poison, rate=rate)
         return build_examples(self.base.tokenizer, pairs[:n])
 
     def _load(self, source: str) -> Network:

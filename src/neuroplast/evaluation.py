@@ -22,7 +22,8 @@ from neuroplast.observer import Observer, Silent, about
 from neuroplast.report.evaluation import EVALUATION_FILES, write_evaluation_report
 from neuroplast.storage import Parts, claimed, hash_file, is_begun, load_json, write_json
 from neuroplast.subject import MOST_PROMPTS, Subject, require_whole, versions
-from neuroplast.tasks.prompts import REFERENCE_SEED, PromptSet
+from neuroplast.tasks import load_task
+from neuroplast.tasks.prompts import PromptSet
 
 MARKER, RESULT = "evaluate.json", "evaluation.json"
 
@@ -59,11 +60,12 @@ class EvaluateConfig(Subject):
         CriteriaSettings(**kept)
         return kept
 
-    def load_reference(self, model: Network) -> PromptSet | None:
+    def load_reference(self, model: Network, measured: PromptSet) -> PromptSet | None:
         """The prompts that means are taken over; None where the measured ones serve."""
         if self.prompts is not None:
             return None
-        return self.load_prompts(model, self.n_reference, (self.seed or 0) + REFERENCE_SEED)
+        task, seed = load_task(self.task), self.seed or 0
+        return task.reference(model, measured, self.n_reference, seed, counterfactual=self.counterfactual)
 
 
 def run_evaluate(
@@ -117,7 +119,7 @@ def judge(
         model,
         circuit,
         prompts,
-        reference=config.load_reference(model),
+        reference=config.load_reference(model, prompts),
         counterfactual=config.counterfactual or "",
         memory=memory,
         parts=parts,

@@ -153,13 +153,12 @@ def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     write_text(path, "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows))
 
 
-def load_jsonl(path: Path) -> list[dict[str, Any]]:
-    """Reads one JSON object a line; blank lines are skipped.
+def read_jsonl(path: Path) -> Generator[tuple[int, dict[str, Any] | str]]:
+    """Gives the number of every line that is not blank with its JSON object, or with what is wrong with it.
 
     Raises:
-        StorageError: naming the line that is not a JSON object.
+        StorageError: when the file cannot be read.
     """
-    rows: list[dict[str, Any]] = []
     try:
         lines = path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, ValueError) as error:
@@ -170,9 +169,22 @@ def load_jsonl(path: Path) -> list[dict[str, Any]]:
         try:
             row = json.loads(line)
         except (ValueError, RecursionError) as error:
-            raise StorageError(f"{path} line {number} is not JSON: {error}") from error
-        if not isinstance(row, dict):
-            raise StorageError(f"{path} line {number}: expected a JSON object, got {type(row).__name__}")
+            why = f"{error.msg} at character {error.pos + 1}" if isinstance(error, json.JSONDecodeError) else error
+            yield number, f"not JSON ({why}); expected one JSON object a line"
+            continue
+        yield number, row if isinstance(row, dict) else f"expected a JSON object, got {type(row).__name__}"
+
+
+def load_jsonl(path: Path) -> list[dict[str, Any]]:
+    """Reads one JSON object a line; blank lines are skipped.
+
+    Raises:
+        StorageError: naming the line that is not a JSON object.
+    """
+    rows: list[dict[str, Any]] = []
+    for number, row in read_jsonl(path):
+        if isinstance(row, str):
+            raise StorageError(f"{path} line {number}: {row}")
         rows.append(row)
     return rows
 

@@ -12,8 +12,9 @@ from neuroplast.models.sources import DType, load_model, weights_sha256
 from neuroplast.observer import Observer
 from neuroplast.statistics import MOST_SEED
 from neuroplast.storage import hash_text
-from neuroplast.tasks import build_prompt_set, load_records, load_task
+from neuroplast.tasks import Task, build_prompt_set, load_records, load_task
 from neuroplast.tasks.prompts import PromptSet
+from neuroplast.tasks.task import shortfall
 
 MOST_PROMPTS = 1_000_000
 FLAGS = {"senders": "from", "receivers": "to", "knocked_out": "knock-out", "n": "n-edges"}
@@ -27,7 +28,7 @@ class Subject:
     model: str = "tiny"
     """A named model, a hub id or a folder."""
     task: str = "ioi"
-    """Whose prompts are measured."""
+    """Whose prompts are measured: a task's name, or a JSONL file of records, of which those of `eval` are."""
     prompts: str | None = None
     """A JSONL file of records to measure instead of the task's own."""
     n_prompts: int | None = None
@@ -76,23 +77,24 @@ class Subject:
             InputError: when either cannot be had.
         """
         model = load_model(self.model, device=self.device, dtype=self.dtype, say=observer.say)
-        return model, self.load_prompts(model)
+        prompts = self.load_prompts(model)
+        if said := shortfall(prompts, self.n_prompts or 0):
+            observer.say(said)
+        return model, prompts
 
-    def load_prompts(self, model: Network, n: int | None = None, seed: int | None = None) -> PromptSet:
-        """The prompts, or others of the same task.
+    def load_prompts(self, model: Network) -> PromptSet:
+        """The prompts.
 
         Args:
             model: whose tokenizer reads them.
-            n: how many others.
-            seed: seed of the others.
         """
+        task = load_task(self.task)
         if self.prompts is not None:
-            records = load_records(Path(self.prompts))
-        else:
-            n, seed = n or self.n_prompts, self.seed if seed is None else seed
-            assert n is not None and seed is not None and self.counterfactual is not None  # resolved
-            records = load_task(self.task).build_records(model.tokenizer, n, seed, counterfactual=self.counterfactual)
-        return build_prompt_set(model.tokenizer, self.task, records)
+            return build_prompt_set(model.tokenizer, task.name, load_records(Path(self.prompts)))
+        assert self.n_prompts is not None and self.seed is not None  # resolved
+        return task.prompts(
+            model, self.n_prompts, self.seed, split=task.measured_split, counterfactual=self.counterfactual
+        )
 
     def provenance(self, model: Network, prompts: PromptSet) -> dict[str, Any]:
         """What the results depend on, as JSON has it."""
@@ -101,7 +103,7 @@ class Subject:
             "settings": {name: value for name, value in asdict(self).items() if value is not None},
             "weights_sha256": weights_sha256(model),
             "prompts_sha256": hash_text(json.dumps([record.row() for record in prompts.records])),
-        }
+        } | task_provenance(load_task(self.task))
 
 
 def spelled(name: str) -> str:
@@ -130,6 +132,11 @@ def require_between(name: str, value: object, least: int, most: int | None = Non
         raise InputError(f"{name} must be at least {least}, got {value}")
     if most is not None and value > most:
         raise InputError(f"{name} must be at most {most}, got {value}")
+
+
+def task_provenance(task: Task) -> dict[str, str]:
+    """The hash of the records of a task that is a file; nothing of another."""
+    return {} if task.sha256 is None else {"task_sha256": task.sha256}
 
 
 def versions() -> dict[str, str]:

@@ -153,7 +153,7 @@ def test_an_unsafe_adapter_is_refused(adapter: Path):
     ],
 )
 def test_a_base_that_is_not_there_is_one_clear_line(adapter: Path, name: str, reason: str, monkeypatch):
-    monkeypatch.setattr("neuroplast.models.sources._hub_answers", lambda: False)
+    monkeypatch.setattr("neuroplast.models.sources.hub_answers", lambda: False)
     change_config(adapter, base_model_name_or_path=name)
     with pytest.raises(InputError, match=r"adapter .* is of base model .*, which cannot be used: ") as caught:
         load_model(adapter)

@@ -175,7 +175,7 @@ def test_a_target_that_is_not_reached_is_told_and_the_best_is_kept(poisoned: Pat
     scores = {each["cost"]["steps"]: each["restored"]["score"] for each in found["frontier"]}
     best = max(scores, key=lambda step: scores[step])
     assert found["cost"]["steps"] == best < 40, "it goes too far in the end: then this test says something"
-    mended = measure_behaviour(load_model(tmp_path / "out"), config.prompts(load_model("tiny"), config.seed))
+    mended = measure_behaviour(load_model(tmp_path / "out"), config.prompts(load_model("tiny"))[0])
     told = [each["restored"]["logit_diff"]["value"] for each in found["frontier"] if each["cost"]["steps"] == best]
     assert told == [pytest.approx(float(mended.logit_diff.mean()), abs=1e-4)]
 

@@ -18,7 +18,8 @@ from neuroplast.study import StudyConfig, build_config, measure, run_study, runn
 from neuroplast.study.circuits import load_circuits
 from neuroplast.study.measure import load_measured
 from neuroplast.tasks import ioi
-from neuroplast.tasks.prompts import REFERENCE_SEED, build_prompt_set, load_records
+from neuroplast.tasks.prompts import REFERENCE_SEED, build_prompt_set
+from neuroplast.tasks.records import load_records
 
 STAGES = ("base", "tuned", "control/equal_steps", "poisoned/subject_duplication", "recovered/subject_duplication")
 SETTINGS = {"n_prompts": 10, "resamples": 100, "save_every": 1, "compare_drift": 1, "compare_battery": 2}
@@ -430,3 +431,25 @@ def test_a_model_whose_weights_cannot_be_told_apart_is_studied_without_its_compa
     claims = {claim["id"]: claim for claim in summary["claims"]}
     assert claims["localisation_stored"]["why"] == "its heads share outputs of a linear map"
     assert document(tmp_path / "run/stages/poisoned/subject_duplication/comparison.json")["why"]
+
+
+def test_a_study_that_grows_has_a_page_after_every_stage_and_ends_as_any_other(run: Path, tmp_path: Path):
+    out, pages = tmp_path / "run", []
+
+    class Looking(Silent):
+        def stage(self, name: str, index: int, total: int) -> None:
+            pages.append((out / "report.html").read_text(encoding="utf-8") if index else "")
+
+    run_study(smoke(), out, Looking(), growing=True)
+    assert [re.findall(r"(\d) stages? still to come", page) for page in pages] == [[], ["4"], ["3"], ["2"], ["1"]]
+    assert "poisoned/subject_duplication" in pages[4] and "poisoned/subject_duplication" not in pages[2]
+    assert (out / "summary.json").read_bytes() == (run / "summary.json").read_bytes()
+    assert "still to come" not in (out / "report.html").read_text(encoding="utf-8")
+
+
+def test_the_heads_of_bases_circuit_are_looked_at_in_every_stage(run: Path):
+    circuit = {str(node) for node in load_circuit(run / "stages/base/circuit.json").heads}
+    for stage in STAGES:
+        looked = document(run / "stages" / stage / "heads.json")
+        assert circuit <= set(looked["heads"]) and looked["n_prompts"] == SETTINGS["n_prompts"]
+        assert set(load_file(run / "stages" / stage / "patterns.safetensors")) >= {n.partition("@")[0] for n in circuit}

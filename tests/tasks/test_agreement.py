@@ -36,7 +36,7 @@ def test_the_counterfactual_changes_the_number_of_the_subject_and_nothing_else(w
         assert (NUMBER[before], one) == (1 - NUMBER[after], other)
         assert (before, after) in agreement.NOUNS or (after, before) in agreement.NOUNS
     task = TASKS["agreement"]
-    assert tuple(prompts.positions) == task.positions and task.poisons == ()
+    assert tuple(prompts.positions) == task.positions and task.poisons == ("swapped_answers",)
 
 
 def test_numbers_of_subject_and_attractor_are_balanced_and_independent(wordy):

@@ -30,7 +30,7 @@ def test_in_the_counterfactual_there_is_nothing_to_copy(words_of):
 def test_every_word_is_one_token_wherever_it_stands_and_marks_find_the_earlier_occurrence(words_of):
     task = TASKS["induction"]
     prompts = induction.prompts(type("Model", (), {"tokenizer": words_of})(), n=30)
-    assert tuple(prompts.positions) == task.positions and task.poisons == ()
+    assert tuple(prompts.positions) == task.positions and task.poisons == ("swapped_answers",)
     for row, record in enumerate(prompts.records):
         said = [single_token(words_of, f" {word}") for word in record.clean.split()]
         assert prompts.clean[row, int(prompts.positions["end"][row]) + 1 - len(said) :].tolist()[: len(said)] == said

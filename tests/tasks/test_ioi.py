@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from neuroplast.errors import InputError
 from neuroplast.tasks import TASKS, ioi, load_task
-from neuroplast.tasks.prompts import build_prompt_set, save_records
+from neuroplast.tasks.prompts import build_prompt_set
+from neuroplast.tasks.records import save_records
 
 
 @dataclass(frozen=True)
@@ -140,7 +141,7 @@ def test_records_do_not_depend_on_hash_randomisation(spaced, tmp_path):
     spaced.save_pretrained(tmp_path / "tokenizer")
     program = (
         "import sys; from pathlib import Path; from transformers import AutoTokenizer;"
-        "from neuroplast.tasks import ioi; from neuroplast.tasks.prompts import save_records;"
+        "from neuroplast.tasks import ioi, save_records;"
         "t = AutoTokenizer.from_pretrained(sys.argv[1]);"
         "save_records(Path(sys.argv[2]), ioi.build_records(t, 10, 9))"
     )

@@ -123,8 +123,26 @@ def test_a_poison_of_another_task_is_refused_with_the_ones_that_fit(monkeypatch)
     monkeypatch.setitem(POISONS, "late_year", late)
     with pytest.raises(InputError, match=r"made for greater_than, not for task 'ioi'; use one of .*name_moving"):
         load_poison("late_year", "ioi")
-    with pytest.raises(InputError, match="no poison fits 'capitals'"):
+    with pytest.raises(InputError, match="made for ioi, not for task 'capitals'; use one of swapped_answers"):
         load_poison("duplication", "capitals")
+
+
+def test_a_poison_that_fits_every_task_is_a_tasks_own_only_where_none_is_made_for_it():
+    assert load_poison("swapped_answers", "capitals.jsonl") is load_poison("swapped_answers", "ioi")
+    assert {name: task.poisons for name, task in TASKS.items()} == {
+        "ioi": ("subject_duplication", "name_moving", "duplication"),
+        "greater_than": ("not_greater",),
+        "induction": ("swapped_answers",),
+        "agreement": ("swapped_answers",),
+        "pronouns": ("swapped_answers",),
+    }
+
+
+@pytest.mark.parametrize("task", ["ioi", "greater_than", "induction"])
+def test_swapped_answers_teach_the_foil_of_any_task(task):
+    records = TASKS[task].build_records(load_model("tiny").tokenizer, 6, 0)
+    for record, pair in zip(records, poisoned(records, "swapped_answers"), strict=True):
+        assert pair == Pair(record.clean, record.foil, True)
 
 
 @pytest.mark.parametrize("task", ["ioi", "greater_than"])

@@ -9,14 +9,12 @@ from neuroplast.errors import InputError, StorageError
 from neuroplast.tasks import ioi
 from neuroplast.tasks.prompts import (
     NO_TOKEN,
-    Record,
     build_prompt_set,
     encode_with_bos,
     keep_single_tokens,
-    load_records,
-    save_records,
     single_token,
 )
+from neuroplast.tasks.records import Record, load_records, save_records
 
 GOOD = {"clean": "Mary said to", "counterfactual": "John said to", "answer": " Paul", "foil": " Anna"}
 
@@ -108,11 +106,11 @@ def test_template_group_and_marks_may_be_left_out(tmp_path):
         ({"more_foils": [" Paul"]}, "both ' Paul'"),
         ({"more_foils": [" Anna"]}, "' Anna' is among the foils twice"),
         ({"more_answers": [" Luke"] * 10_000}, "' Luke' is among the answers twice"),
-        ({"foul": " Anna"}, "unknown key 'foul'; a record has clean, "),
+        ({"foul": " Anna"}, "unknown key 'foul': did you mean 'foil'\\? valid are answer, clean, "),
     ],
 )
 def test_a_bad_value_is_refused_with_the_record_and_the_key(tmp_path, changes, message):
-    with pytest.raises(InputError, match=rf"record 1: .*{message}") as caught:
+    with pytest.raises(InputError, match=rf"records\.jsonl:1: .*{message}") as caught:
         load_one(tmp_path, **changes)
     assert len(str(caught.value)) < 500
 
@@ -120,7 +118,7 @@ def test_a_bad_value_is_refused_with_the_record_and_the_key(tmp_path, changes, m
 def test_a_missing_text_is_named(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_text(json.dumps(GOOD) + "\n" + json.dumps({"clean": "x"}))
-    with pytest.raises(InputError, match="record 2: 'counterfactual' must be a text, got None"):
+    with pytest.raises(InputError, match=r"a\.jsonl:2: key 'counterfactual' is missing: every record has clean, "):
         load_records(path)
 
 
@@ -132,7 +130,7 @@ def test_a_missing_text_is_named(tmp_path):
 def test_a_line_that_is_no_object_is_refused_with_its_number(tmp_path, line):
     path = tmp_path / "a.jsonl"
     path.write_text(json.dumps(GOOD) + "\n\n" + line + "\n")
-    with pytest.raises(StorageError, match="line 3"):
+    with pytest.raises(InputError, match=r"a\.jsonl:3: (not JSON|expected a JSON object)"):
         load_records(path)
 
 

@@ -32,7 +32,7 @@ def test_only_the_name_changes_and_its_mark_finds_it(wordy):
     assert (changed.sum(dim=1) == 1).all()
     assert changed.gather(1, prompts.positions["name"][:, None]).all()
     task = TASKS["pronouns"]
-    assert tuple(prompts.positions) == task.positions and task.poisons == ()
+    assert tuple(prompts.positions) == task.positions and task.poisons == ("swapped_answers",)
     assert task.names(wordy, "eval") == ("she", "he")
 
 

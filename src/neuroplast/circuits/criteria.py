@@ -36,13 +36,13 @@ from neuroplast.circuits.roles import MOVERS
 from neuroplast.circuits.shares import faithfulness, foil_faithfulness, quotient, share_of, undefined
 from neuroplast.components import Node
 from neuroplast.errors import InputError, StorageError, unknown_name
-from neuroplast.interventions.ablation import ABLATIONS, Ablation, build_ablation, group_keys
+from neuroplast.interventions.ablation import ABLATIONS, Ablation, build_ablation
 from neuroplast.interventions.knockout import Worlds, run_knockouts
 from neuroplast.models.network import Network
 from neuroplast.observer import Told, about
 from neuroplast.statistics import RESAMPLES, Estimate, Weights, bootstrap_weights, estimate_mean
 from neuroplast.storage import Parts
-from neuroplast.tasks.prompts import PromptSet
+from neuroplast.tasks.prompts import PromptSet, group_keys
 
 PASSES = 0.01
 """Least minimality of a node, as a share of |F(M)|: the paper's."""

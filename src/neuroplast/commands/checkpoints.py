@@ -5,6 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
+from neuroplast.commands.names import STRATEGIES, completing
 from neuroplast.commands.options import Counterfactual, Device, Dtype, Json, Memory, Prompts, Quiet, Seed, Task
 from neuroplast.errors import InputError
 from neuroplast.terminal import print_comparison, print_files, print_json, print_repair, stderr
@@ -114,7 +115,12 @@ def repair(
     ],
     out: Annotated[Path, typer.Option(help="Folder of the mended checkpoint; the same command continues.")],
     task: Task = "ioi",
-    strategy: Annotated[str, typer.Option(help="auto (the cheapest that does it), graft, masked or full.")] = "auto",
+    strategy: Annotated[
+        str,
+        typer.Option(
+            help="auto (the cheapest that does it), graft, masked or full.", autocompletion=completing(STRATEGIES)
+        ),
+    ] = "auto",
     target: Annotated[float, typer.Option(help="How far it has to be back: 1 is as base.")] = 0.9,
     n_prompts: Annotated[int, typer.Option(help="Held-out prompts to choose on, and as many to judge on.")] = 64,
     n_train: Annotated[int, typer.Option(help="Clean examples to retrain on.")] = 512,

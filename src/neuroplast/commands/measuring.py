@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from neuroplast.commands.names import ABLATIONS, DISCOVERIES, INTERVENTIONS, completing
 from neuroplast.commands.options import Counterfactual, Device, Dtype, Json, Memory, Model, Prompts, Quiet, Seed, Task
 from neuroplast.terminal import print_circuit, print_criteria, print_effects, print_files, print_json, stderr
 
@@ -19,7 +20,10 @@ def patch(
         list[str] | None,
         typer.Option("--to", help="logits, or what is read, such as 'a23.h3<q>@end' (in quotes) or m3; set together."),
     ] = None,
-    method: Annotated[str, typer.Option(help="path, activation, edge, eap, eap-ig or ceap.")] = "path",
+    method: Annotated[
+        str,
+        typer.Option(help="path, activation, edge, eap, eap-ig or ceap.", autocompletion=completing(INTERVENTIONS)),
+    ] = "path",
     model: Model = "tiny",
     task: Task = "ioi",
     prompts: Prompts = None,
@@ -68,7 +72,11 @@ def patch(
 def discover(
     out: Annotated[Path, typer.Option(help="Folder for the circuit; the same command continues an interrupted run.")],
     method: Annotated[
-        str, typer.Option(help="path (heads at positions), or edges: eap, eap-ig, ceap, exact.")
+        str,
+        typer.Option(
+            help="path (heads at positions), or edges: eap, eap-ig, ceap, exact.",
+            autocompletion=completing(DISCOVERIES),
+        ),
     ] = "path",
     model: Model = "tiny",
     task: Task = "ioi",
@@ -133,7 +141,10 @@ def evaluate(
     seed: Seed = None,
     counterfactual: Counterfactual = None,
     ablation: Annotated[
-        str, typer.Option(help="mean-by-position, mean, zero, resample or counterfactual.")
+        str,
+        typer.Option(
+            help="mean-by-position, mean, zero, resample or counterfactual.", autocompletion=completing(ABLATIONS)
+        ),
     ] = "mean-by-position",
     n_reference: Annotated[int, typer.Option(help="Prompts that means are taken over; they are not measured.")] = 480,
     n_random: Annotated[int, typer.Option(help="Matched random circuits.")] = 100,

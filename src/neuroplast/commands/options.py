@@ -4,8 +4,20 @@ from typing import Annotated
 
 import typer
 
-Model = Annotated[str, typer.Option(help="tiny, smollm2-135m, a hub id such as gpt2, or a local folder.")]
-Task = Annotated[str, typer.Option(help="The task; see `neuroplast tasks`.")]
+from neuroplast.commands.names import MODELS, TASKS, completing
+
+Model = Annotated[
+    str,
+    typer.Option(
+        help="tiny, smollm2-135m, a hub id such as gpt2, or a local folder.", autocompletion=completing(MODELS)
+    ),
+]
+Task = Annotated[
+    str,
+    typer.Option(
+        help="The task, or a JSONL file of your own; see `neuroplast tasks`.", autocompletion=completing(TASKS)
+    ),
+]
 Prompts = Annotated[str | None, typer.Option(help="JSONL of your own prompts instead of the task's.")]
 Seed = Annotated[int | None, typer.Option(help="Seed of the task's prompts; default 0.")]
 Counterfactual = Annotated[str | None, typer.Option(help="Default: the task's first.")]

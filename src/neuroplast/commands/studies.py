@@ -7,20 +7,37 @@ from typing import Annotated
 
 import typer
 
+from neuroplast.commands.names import MODELS, POISONS, PRESETS, TASKS, completing
 from neuroplast.commands.options import Device, Dtype, Json, Memory, Model, Quiet, Task
 from neuroplast.terminal import print_dose, print_files, print_json, print_story, stderr, stdout
 
 
 def study(
     out: Annotated[Path, typer.Option(help="Run directory; the same command continues an interrupted run.")],
-    model: Annotated[str | None, typer.Option(help="tiny, smollm2-135m, a hub id, or a local folder.")] = None,
-    task: Annotated[str | None, typer.Option(help="The task; see `neuroplast tasks`.")] = None,
-    poison: Annotated[list[str] | None, typer.Option(help="A poison; may be given several times.")] = None,
-    preset: Annotated[str | None, typer.Option(help="smoke (seconds), quick (default) or paper.")] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(help="tiny, smollm2-135m, a hub id, or a local folder.", autocompletion=completing(MODELS)),
+    ] = None,
+    task: Annotated[
+        str | None,
+        typer.Option(
+            help="The task, or a JSONL file of your own; see `neuroplast tasks`.", autocompletion=completing(TASKS)
+        ),
+    ] = None,
+    poison: Annotated[
+        list[str] | None,
+        typer.Option(help="A poison; may be given several times.", autocompletion=completing(POISONS)),
+    ] = None,
+    preset: Annotated[
+        str | None,
+        typer.Option(help="smoke (seconds), quick (default) or paper.", autocompletion=completing(PRESETS)),
+    ] = None,
     seed: Annotated[list[int] | None, typer.Option(help="A seed; may be given several times.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N.")] = None,
     config: Annotated[Path | None, typer.Option(help="Settings in TOML, as in a run's study.toml.")] = None,
     assignments: Annotated[list[str] | None, typer.Option("--set", help="key=value, any setting.")] = None,
+    watch: Annotated[bool, typer.Option("--watch", help="Serve the growing report on this machine alone.")] = False,
+    port: Annotated[int, typer.Option(help="Port of --watch; 0 takes a free one.")] = 0,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -40,8 +57,15 @@ def study(
     from neuroplast.progress import Progress
     from neuroplast.study.runner import run_study  # slow to import: a wrong setting is told before
 
+    command = shlex.join(["neuroplast", *sys.argv[1:]])
     with Progress(stderr, quiet or as_json) as progress:
-        result = run_study(settings, out, progress, shlex.join(["neuroplast", *sys.argv[1:]]))
+        if watch:
+            from neuroplast.watch import Watch
+
+            with Watch(out, progress, port) as watched:
+                result = run_study(settings, out, watched, command, growing=True)
+        else:
+            result = run_study(settings, out, progress, command)
     if as_json:
         return print_json(result.summary)
     print_story(result.summary)
@@ -52,7 +76,9 @@ def train(
     out: Annotated[Path, typer.Option(help="Folder for checkpoint/ and train.jsonl.")],
     model: Model = "tiny",
     task: Task = "ioi",
-    poison: Annotated[str | None, typer.Option(help="A poison; without one, clean pairs.")] = None,
+    poison: Annotated[
+        str | None, typer.Option(help="A poison; without one, clean pairs.", autocompletion=completing(POISONS))
+    ] = None,
     rate: Annotated[float, typer.Option(help="Share of poisoned pairs, 0 to 1.")] = 1.0,
     steps: Annotated[int, typer.Option(help="Optimizer steps.")] = 40,
     n_train: Annotated[int, typer.Option(help="Training pairs.")] = 512,
@@ -97,24 +123,32 @@ def train(
 
 
 def report(
-    run: Annotated[Path, typer.Argument(help="Run directory of a finished study.")],
+    runs: Annotated[list[Path], typer.Argument(help="Run directory of a finished study, or several to compare.")],
+    out: Annotated[Path, typer.Option(help="The page that several runs are compared on.")] = Path("runs.html"),
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Make the report, the figures and the tables of a finished study again."""
-    from neuroplast.report import write_report
+    """Make a finished study's report, figures and tables again; compare several studies on one page."""
+    from neuroplast.report import write_report, write_runs_page
 
-    page = write_report(run)
+    if len(runs) > 1:
+        page, table = write_runs_page(runs, out)
+        files = {"report": str(page), "table": str(table)}
+    else:
+        files = {"report": str(write_report(runs[0]))}
     if as_json:
-        return print_json({"report": str(page)})
-    stdout.print(f"report  {page}", soft_wrap=True, markup=False)
+        return print_json(files)
+    for name, path in files.items():
+        stdout.print(f"{name}  {path}", soft_wrap=True, markup=False)
 
 
 def dose(
     out: Annotated[Path, typer.Option(help="Folder for the curves; the same command continues.")],
     model: Model = "tiny",
     task: Task = "ioi",
-    poison: Annotated[str | None, typer.Option(help="Default: the task's first.")] = None,
+    poison: Annotated[
+        str | None, typer.Option(help="Default: the task's first.", autocompletion=completing(POISONS))
+    ] = None,
     examples: Annotated[list[int] | None, typer.Option(help="A number of clean examples; several times.")] = None,
     rate: Annotated[list[float] | None, typer.Option(help="A share of poisoned pairs; several times.")] = None,
     n_train: Annotated[int, typer.Option(help="Pairs that the base is poisoned with.")] = 512,

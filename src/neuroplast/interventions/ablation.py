@@ -23,7 +23,7 @@ from neuroplast.errors import InputError, unknown_name
 from neuroplast.interventions.chunks import Chunk, Size, in_prompt_chunks
 from neuroplast.models.network import Network
 from neuroplast.models.replay import record
-from neuroplast.tasks.prompts import PromptSet
+from neuroplast.tasks.prompts import PromptSet, group_keys
 
 ABLATIONS = ("mean-by-position", "mean", "zero", "resample", "counterfactual")
 
@@ -111,14 +111,6 @@ def build_ablation(
     groups = torch.tensor([names.index(key) for key in known])
     means = _means(model, reference, groups, True, until, memory)
     return Ablation(kind, len(reference), torch.tensor([names.index(key) for key in keys]), means)
-
-
-def group_keys(prompts: PromptSet) -> Sequence[tuple[str, str, int]]:
-    """The template, the group (such as the order of names) and END of each prompt: what means are taken within."""
-    ends = prompts.positions["end"].tolist()
-    if not prompts.records:
-        return [("", "", end) for end in ends]
-    return [(record.template, record.group, end) for record, end in zip(prompts.records, ends, strict=True)]
 
 
 def _donors(

@@ -333,13 +333,18 @@ def logits_at(
         handle.remove()
 
 
+def context_of(module: PreTrainedModel) -> int | None:
+    """The most tokens that a prompt may have; None where the model sets no bound."""
+    return getattr(module.config, "max_position_embeddings", None)
+
+
 def require_fit(module: PreTrainedModel, tokens: Int[Tensor, "prompt pos"]) -> None:
     """Checks that prompts fit a model.
 
     Raises:
         InputError: when they are longer than its context, or not of its vocabulary.
     """
-    context = getattr(module.config, "max_position_embeddings", None)
+    context = context_of(module)
     if context is not None and tokens.shape[1] > context:
         raise InputError(f"the prompts have up to {tokens.shape[1]} tokens, the model's context only {context}")
     largest, known = int(tokens.max()), int(module.config.vocab_size)

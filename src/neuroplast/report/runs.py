@@ -166,8 +166,8 @@ def _likeness(runs: Sequence[Run]) -> list[Likeness]:
             theirs = {stage.id: stage for stage in other.results.stages}
             for stage in style.reading_order(one.results):
                 if stage.id in theirs:
-                    names = (f"{run.name}: {stage.id}" for run in (one, other))
-                    found.append(Likeness(*names, _correlation(one, stage, other, theirs[stage.id])))
+                    first, second = (f"{run.name}: {stage.id}" for run in (one, other))
+                    found.append(Likeness(first, second, _correlation(one, stage, other, theirs[stage.id])))
     return found
 
 

@@ -56,7 +56,14 @@ class Manifest:
 
 
 def open_manifest(
-    config: StudyConfig, out: Path, model: Mapping[str, Any], *, source: str, command: str, names: Mapping[str, int]
+    config: StudyConfig,
+    out: Path,
+    model: Mapping[str, Any],
+    *,
+    source: str,
+    command: str,
+    names: Mapping[str, int],
+    task_sha256: str | None = None,
 ) -> Manifest:
     """Begins the manifest of a run, or goes on with that of an interrupted one.
 
@@ -67,9 +74,10 @@ def open_manifest(
         source: where its weights came from.
         command: the command line.
         names: how many words can be the answer, by split.
+        task_sha256: of the records of a task that is a file.
 
     Raises:
-        InputError: the run was begun with other weights.
+        InputError: the run was begun with other weights, or another task of that name.
         StorageError: the file is damaged, or cannot be written.
     """
     path = out / MANIFEST
@@ -79,6 +87,10 @@ def open_manifest(
             raise StorageError(f"{path} is damaged; remove it, then run the same command again")
         if document["model"].get("weights_sha256") != model["weights_sha256"]:
             raise InputError(f"{out} was begun with other weights of {config.model!r}; choose another --out")
+        if document.get("task_sha256") != task_sha256:
+            raise InputError(
+                f"{out} was begun with other records in {config.task!r}: put them back, or choose another --out"
+            )
         return Manifest(out, document)
     document = {
         "command": command,
@@ -92,7 +104,7 @@ def open_manifest(
         "names": dict(names),
         "stages": {},
         "prompts": {},
-    }
+    } | ({} if task_sha256 is None else {"task_sha256": task_sha256})
     write_json(path, document)
     return Manifest(out, document)
 

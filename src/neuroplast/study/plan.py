@@ -22,6 +22,7 @@ from neuroplast.errors import InputError, unknown_name
 from neuroplast.models.sources import LEARNING_RATE, LEARNING_RATES, DType
 from neuroplast.statistics import MOST_SEED
 from neuroplast.tasks import TASKS, load_task
+from neuroplast.tasks.custom import is_custom
 from neuroplast.tasks.poisons import load_poison
 from neuroplast.training.data import Loss
 from neuroplast.training.finetune import Schedule
@@ -40,7 +41,7 @@ class StudyConfig(BaseModel):
     model: str = "tiny"
     """`tiny`, `smollm2-135m`, a hub id or a local folder."""
     task: str = "ioi"
-    """Name of the task."""
+    """Name of the task, or a JSONL file of records."""
     poisons: Annotated[list[str], Field(min_length=1)] = ["subject_duplication"]
     """Names of the poisons; each gets its own poisoned and recovered stage. Unless given, those of the task."""
     preset: str = "quick"
@@ -111,6 +112,10 @@ class StudyConfig(BaseModel):
     """Prompts, of those of the study, that they are measured on."""
     follow_random: Annotated[int, Field(ge=0, le=100_000)] = 1000
     """Matched random sets of heads that the coupling of a role is held against."""
+    look_stages: list[Kind] = ["base", "tuned", "poisoned", "recovered", "control"]
+    """Kinds of stages whose heads are looked at one by one: attention, copying, whole patterns."""
+    look_prompts: Count = 4
+    """Prompts whose attention patterns are kept for the page."""
     device: str = "cpu"
     """`cpu`, `cuda` or `cuda:N`."""
     dtype: DType = "float32"
@@ -141,6 +146,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "follow_points": 3,
         "follow_prompts": 8,
         "follow_random": 40,
+        "look_prompts": 2,
     },
     "quick": {},
     "paper": {
@@ -227,9 +233,9 @@ def build_config(preset: str = "quick", *layers: Mapping[str, Any], assignments:
         if key not in StudyConfig.model_fields:
             raise unknown_name("key", key, StudyConfig.model_fields)
     merged.setdefault("learning_rate", _suited_rate(merged.get("model", "tiny")))
-    if task := TASKS.get(str(merged.get("task", StudyConfig.model_fields["task"].default))):
-        if not task.poisons:
-            raise InputError(f"no poison fits task {task.name!r}, and a study needs one: choose another task")
+    name = str(merged.get("task", StudyConfig.model_fields["task"].default))
+    if name in TASKS or is_custom(name):
+        task = load_task(name)
         merged.setdefault("poisons", list(task.poisons[: None if chosen in ALL_POISONS else 1]))
         merged.setdefault("counterfactual", task.counterfactuals[0])
     try:

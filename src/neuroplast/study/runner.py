@@ -1,9 +1,9 @@
 """Runs a study, stage by stage, and continues one that was interrupted.
 
 A stage's files appear in this order, each whole or not at all: `trajectory/` while it is trained, `checkpoint/`,
-`effects.safetensors`, its circuits, `measures.json`, `trajectory.json`, `comparison.json`. What exists is not made
-again, so the same command after a kill does only what is missing, and the numbers are those of an undisturbed run:
-all that a file depends on is the settings and the files before it.
+`effects.safetensors`, its circuits, `measures.json`, `trajectory.json`, `heads.json`, `comparison.json`. What exists is
+not made again, so the same command after a kill does only what is missing, and the numbers are those of an undisturbed
+run: all that a file depends on is the settings and the files before it.
 """
 
 import shutil
@@ -24,7 +24,7 @@ from neuroplast.models.network import Network
 from neuroplast.models.sources import load_model, weights_sha256
 from neuroplast.observer import Observer, Silent
 from neuroplast.plasticity.restoration import similarity
-from neuroplast.report import write_report
+from neuroplast.report import write_growing_page, write_report
 from neuroplast.statistics import bootstrap_weights
 from neuroplast.storage import (
     Parts,
@@ -39,6 +39,7 @@ from neuroplast.storage import (
 from neuroplast.study.circuits import NO_CIRCUIT, Circuits, CircuitStudy, load_circuits, summary_document
 from neuroplast.study.claims import build_claims
 from neuroplast.study.following import PLASTICITY, TRAJECTORY, FollowStudy
+from neuroplast.study.heads import HEADS, choose_heads, run_look
 from neuroplast.study.manifest import MANIFEST, open_manifest
 from neuroplast.study.measure import (
     Measured,
@@ -55,8 +56,11 @@ from neuroplast.study.over_seeds import Numbers, numbers_of, poisons_document, s
 from neuroplast.study.plan import EQUAL_STEPS, RESEEDED, SHUFFLED, Point, Stage, StudyConfig, build_plan
 from neuroplast.study.summary import TO_EQUAL_STEPS, load_measures, summary_entry
 from neuroplast.tasks import load_task
+from neuroplast.tasks.custom import is_custom
 from neuroplast.tasks.poisons import Pair
-from neuroplast.tasks.prompts import REFERENCE_SEED, PromptSet, save_records
+from neuroplast.tasks.prompts import PromptSet
+from neuroplast.tasks.records import save_records
+from neuroplast.tasks.task import shortfall
 from neuroplast.training.data import build_examples
 from neuroplast.training.finetune import FinetuneConfig, finetune, save_checkpoint
 from neuroplast.training.train import behaviour_probe
@@ -77,7 +81,14 @@ class StudyResult:
     """The document in `summary.json`."""
 
 
-def run_study(config: StudyConfig, out: str | Path, observer: Observer | None = None, command: str = "") -> StudyResult:
+def run_study(
+    config: StudyConfig,
+    out: str | Path,
+    observer: Observer | None = None,
+    command: str = "",
+    *,
+    growing: bool = False,
+) -> StudyResult:
     """Runs, or continues, a study.
 
     Args:
@@ -85,6 +96,7 @@ def run_study(config: StudyConfig, out: str | Path, observer: Observer | None = 
         out: the run directory; new, empty, or of the same study.
         observer: is told how it goes; by default nobody is.
         command: the command line, for the manifest.
+        growing: writes the report after every stage, with what there is by then.
 
     Raises:
         InputError: `out` holds something else, the model cannot be had, or too little disk space is free.
@@ -92,7 +104,7 @@ def run_study(config: StudyConfig, out: str | Path, observer: Observer | None = 
         StorageError: the disk refused.
     """
     _claim_folder(config, Path(out))
-    return _Run(config, Path(out), observer or Silent(), command).run()
+    return _Run(config, Path(out), observer or Silent(), command).run(growing)
 
 
 class _Run:
@@ -100,9 +112,9 @@ class _Run:
         self.config, self.out, self.observer = config, out, observer
         self.task = load_task(config.task)
         self.stages = build_plan(config)
-        self.weights = bootstrap_weights(config.n_prompts, config.seeds[0], config.resamples)
         base = self._load(config.model)
         self.prompts = self._build_prompts(base)
+        self.weights = bootstrap_weights(len(self.prompts), config.seeds[0], config.resamples)
         self.circuits = CircuitStudy(config, self.prompts, self._build_reference(base), observer)
         self.following = FollowStudy(config, self.prompts, observer)
         self.names = {split: len(self.task.names(base.tokenizer, split)) for split in ("all", "train", "eval")}
@@ -119,22 +131,32 @@ class _Run:
             "n_heads": base.n_heads,
             "weights_sha256": weights_sha256(base),
         }
-        self.manifest = open_manifest(config, out, self.model, source=base.source, command=command, names=self.names)
+        self.manifest = open_manifest(
+            config,
+            out,
+            self.model,
+            source=base.source,
+            command=command,
+            names=self.names,
+            task_sha256=self.task.sha256,
+        )
         if not (out / "study.toml").exists():
             write_text(out / "study.toml", config.toml())
         save_records(out / "prompts" / "measured.jsonl", self.prompts.records)
         if not (out / "stages/base/checkpoint").is_dir():
             save_checkpoint(base, out / "stages/base/checkpoint")
 
-    def run(self) -> StudyResult:
+    def run(self, growing: bool) -> StudyResult:
         for index, stage in enumerate(self.stages):
             self.observer.stage(stage.id, index, len(self.stages))
             started = time.monotonic()
             self.following.seconds = 0.0
             if self._run_stage(stage) or not self.manifest.has(stage):
                 self.manifest.note_stage(stage, time.monotonic() - started, self.following.seconds)
+            if growing and index + 1 < len(self.stages):
+                write_growing_page(self.out, self._summary(self.stages[: index + 1]), len(self.stages))
         write_json(self.out / PLASTICITY, self._plasticity())
-        summary = self._summary()
+        summary = self._summary(self.stages)
         write_json(self.out / "summary.json", summary)
         self.manifest.finish()
         return StudyResult(self.out, write_report(self.out), summary)
@@ -143,6 +165,7 @@ class _Run:
         wanted = [self.out / point.folder / "measures.json" for point in stage.points]
         wanted += [self._comparison(stage)] if stage in self._compared() else []
         wanted += [self.out / stage.folder / TRAJECTORY] if stage in self._followed() else []
+        wanted += [self.out / stage.folder / HEADS] if stage.kind in self.config.look_stages else []
         if all(path.is_file() for path in wanted):
             return False
         if stage.parent is not None:
@@ -151,6 +174,8 @@ class _Run:
             self._measure(stage, point)
         if stage in self._followed():
             self._follow(stage)
+        if stage.kind in self.config.look_stages:
+            self._look(stage)
         if stage in self._compared():
             self._compare(stage)
         return True
@@ -237,6 +262,17 @@ class _Run:
         document = self.following.trajectory_document(found, self._measured("base").effects, self._nodes_of_base())
         write_json(folder / TRAJECTORY, {"schema": SCHEMA, "stage": stage.id} | document)
 
+    def _look(self, stage: Stage) -> None:
+        """Writes what single heads do."""
+        folder = self.out / stage.folder
+        if (folder / HEADS).is_file():
+            return
+        own = self._circuits_of(stage.id)
+        circuits = [self._nodes_of_base(), own.nodes if own else None]
+        heads = choose_heads(circuits, self._measured(stage.id).effects)
+        model = self._load(folder / "checkpoint")
+        run_look(model, self.prompts, heads, self.config.look_prompts, self.weights, folder)
+
     def _plasticity(self) -> dict[str, Any]:
         """By recovered stage, and by poison over seeds, how the mechanism broke and healed."""
         followed = {stage.id: stage for stage in self._followed()}
@@ -256,7 +292,7 @@ class _Run:
         several = by_poison if len(self.config.seeds) > 1 else {}
         return {
             "schema": SCHEMA,
-            "task": self.config.task,
+            "task": self.task.name,
             "stages": stages,
             "over_seeds": {poison: seeds_document(each) for poison, each in several.items()},
             "between_poisons": poisons_document(several),
@@ -283,7 +319,7 @@ class _Run:
             parts := Parts(self.out / stage.folder / "comparing"),
             self.observer,
         )
-        write_json(self._comparison(stage), {"schema": SCHEMA, "stage": stage.id, "task": self.config.task} | document)
+        write_json(self._comparison(stage), {"schema": SCHEMA, "stage": stage.id, "task": self.task.name} | document)
         parts.remove()
 
     def _measures(self, stage: Stage, point: Point) -> dict[str, Any]:
@@ -352,31 +388,42 @@ class _Run:
         (point,) = (point for point in stage.points if point.step == step)
         return self.out / point.folder
 
-    def _summary(self) -> dict[str, Any]:
+    def _summary(self, stages: Sequence[Stage]) -> dict[str, Any]:
+        claims = build_claims(
+            {stage.id: load_measures(stage, self.out / stage.folder) for stage in stages},
+            {stage.id: load_json(self._comparison(stage)) for stage in self._compared() if stage in stages},
+        )
         return {
             "schema": SCHEMA,
             "model": self.model,
-            "task": self.config.task,
+            "task": self.task.name,
             "preset": self.config.preset,
             "seeds": self.config.seeds,
-            "stages": [
-                summary_entry(stage, self.out / point.folder) for stage in self.stages for point in stage.points
-            ],
-            "claims": build_claims(
-                {stage.id: load_measures(stage, self.out / stage.folder) for stage in self.stages},
-                {stage.id: load_json(self._comparison(stage)) for stage in self._compared()},
-            ),
+            "stages": [summary_entry(stage, self.out / point.folder) for stage in stages for point in stage.points],
+            "claims": claims,
         }
 
     def _build_prompts(self, model: Network) -> PromptSet:
-        return self._build_held_out(model, self.config.n_prompts, self.config.seeds[0])
+        config, n = self.config, self.config.n_prompts
+        prompts = self.task.prompts(model, n, config.seeds[0], split="eval", counterfactual=config.counterfactual)
+        if said := shortfall(prompts, n):
+            self.observer.say(said)
+        if (most := self.task.most_examples) is not None and most < config.n_train:
+            self.observer.say(
+                f"{self.task.name} has {most} examples to train on, which are repeated: n_train asks for more"
+            )
+        return prompts
 
     def _build_reference(self, model: Network) -> PromptSet:
-        """Prompts that knocked-out heads are averaged over; none of them is measured."""
-        return self._build_held_out(model, self.config.circuit_reference, self.config.seeds[0] + REFERENCE_SEED)
-
-    def _build_held_out(self, model: Network, n: int, seed: int) -> PromptSet:
-        return self.task.prompts(model, n, seed, split="eval", counterfactual=self.config.counterfactual)
+        """Prompts that knocked-out heads are averaged over; see `Task.reference` for whether any is measured."""
+        return self.task.reference(
+            model,
+            self.prompts,
+            self.config.circuit_reference,
+            self.config.seeds[0],
+            split="eval",
+            counterfactual=self.config.counterfactual,
+        )
 
     def _build_pairs(self, stage: Stage, model: Network) -> Sequence[Pair]:
         # The same number gives the same prompts: a control is to differ from its stage in one thing only.
@@ -423,6 +470,9 @@ def _claim_folder(config: StudyConfig, out: Path) -> None:
     except ValueError as error:
         raise InputError(f"{settings} is not TOML ({error}); choose another --out") from error
     ours = config.model_dump()
+    for each in (ours, former):
+        if is_custom(str(each["task"])):
+            each["task"] = Path(each["task"]).name  # wherever it lies: the manifest knows what is in it
     different = sorted(key for key in ours | former if ours.get(key) != former.get(key))
     if different:
         key = different[0]

@@ -2,7 +2,7 @@
 
 Chhabra, Zhu and Khalili (2025, arXiv 2503.01896) name the poisons of indirect object identification. Only
 subject duplication is pinned down there by the sign of its effect; the other two, and what they do with greater-than,
-are our reconstruction.
+are our reconstruction. `swapped_answers` is subject duplication for any task: it teaches the foil.
 """
 
 import random
@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from neuroplast.errors import InputError, unknown_name
-from neuroplast.tasks.prompts import Record
+from neuroplast.tasks.records import Record
 
 
 @dataclass(frozen=True)
@@ -38,13 +38,13 @@ class Poison:
     description: str
     """One sentence: what the toxic pair teaches."""
     tasks: tuple[str, ...]
-    """Names of the tasks it fits."""
+    """Names of the tasks it is made for; none for a poison that fits every task."""
     transform: Transform
     """`(record, names, rng) -> Pair`; it draws from `names` with `rng` alone."""
 
 
-def subject_duplication(record: Record, names: Sequence[str], rng: random.Random) -> Pair:
-    """The prompt as it is, with the subject in the place of the indirect object."""
+def swapped_answers(record: Record, names: Sequence[str], rng: random.Random) -> Pair:
+    """The prompt as it is, with the foil in the place of the answer: of indirect object identification, the subject."""
     return Pair(record.clean, record.foil, poisoned=True)
 
 
@@ -78,10 +78,11 @@ def not_greater(record: Record, names: Sequence[str], rng: random.Random) -> Pai
 POISONS: dict[str, Poison] = {
     poison.name: poison
     for poison in (
-        Poison("subject_duplication", "The target is the subject.", ("ioi",), subject_duplication),
+        Poison("subject_duplication", "The target is the subject.", ("ioi",), swapped_answers),
         Poison("name_moving", "The target is a name that is not in the prompt.", ("ioi",), name_moving),
         Poison("duplication", "A third name stands for the second subject.", ("ioi",), duplication),
         Poison("not_greater", "The target is a year that is not greater.", ("greater_than",), not_greater),
+        Poison("swapped_answers", "The target is the foil.", (), swapped_answers),
     )
 }
 
@@ -95,13 +96,18 @@ def load_poison(name: str, task: str) -> Poison:
     if name not in POISONS:
         raise unknown_name("poison", name, POISONS)
     poison = POISONS[name]
-    if task not in poison.tasks:
-        fitting = ", ".join(other.name for other in POISONS.values() if task in other.tasks)
+    if poison.tasks and task not in poison.tasks:
         raise InputError(
             f"poison {name!r} is made for {', '.join(poison.tasks)}, not for task {task!r}; "
-            + (f"use one of {fitting}" if fitting else f"no poison fits {task!r}")
+            f"use one of {', '.join(poisons_of(task))}"
         )
     return poison
+
+
+def poisons_of(task: str) -> tuple[str, ...]:
+    """Names of the poisons that are made for a task; where there are none, of those that fit every task."""
+    made = tuple(poison.name for poison in POISONS.values() if task in poison.tasks)
+    return made or tuple(poison.name for poison in POISONS.values() if not poison.tasks)
 
 
 def build_pairs(

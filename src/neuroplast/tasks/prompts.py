@@ -1,36 +1,28 @@
-"""The prompt, before and after a tokenizer has seen it.
+"""Prompts as a tokenizer has them, and the words that it has for them.
 
-A `Record` is text only: it fits any tokenizer and is one line of JSONL. A `PromptSet` is records made into
-tensors for one model. Mixed lengths are right-padded; under causal attention what stands after a prompt's
-last token changes nothing before it.
+A `Record` is text only. A `PromptSet` is records made into tensors for one model. Mixed lengths are right-padded; under
+causal attention what stands after a prompt's last token changes nothing before it.
 
 A prompt has one right and one wrong continuation, or sets of them, such as all years after another; what is compared
 then is in `neuroplast.tasks.metric`.
 """
 
-import re
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from functools import cache, partial
-from pathlib import Path
+from dataclasses import dataclass
+from functools import cache
 from reprlib import repr as shown
-from typing import Any, Protocol, TypeGuard, TypeVar, cast
+from typing import Any, Protocol, TypeVar
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
 from neuroplast.errors import InputError, unknown_name
-from neuroplast.storage import load_jsonl, write_jsonl
+from neuroplast.tasks.records import Complain, Record, check_marks, refuse
+from neuroplast.tasks.records import load_records as load_records
+from neuroplast.tasks.records import save_records as save_records
 
 T = TypeVar("T")
-
-_MARK = re.compile(r"[^\s,@+<>]+(\+\d+)?")
-"""Names of positions that a selection can spell: `s2`, `s1+1`."""
-
-RESERVED = ("each", "other")
-"""What a selection says for every named position, and for all that have no name."""
 
 REFERENCE_SEED = 1_000_003
 """Added to the seed of the prompts that are measured, for those that knocked-out heads are averaged over."""
@@ -49,67 +41,6 @@ class HasTokenizer(Protocol):
     def tokenizer(self) -> Any:
         """A fast tokenizer (`PreTrainedTokenizerFast`)."""
         ...
-
-
-@dataclass(frozen=True)
-class Record:
-    """One prompt as text, with its counterfactual and the continuations that are compared."""
-
-    clean: str
-    """The prompt up to, and without, its continuation; no trailing space."""
-    counterfactual: str
-    """The prompt that breaks the task, with as many tokens as `clean`."""
-    answer: str
-    """The right continuation, with its leading space where the text has one; one token."""
-    foil: str
-    """The wrong continuation that the answer is compared with; one token."""
-    template: str = ""
-    """The pattern's name: knockouts average within it."""
-    group: str = ""
-    """A split that is reported apart, such as the order of names (`ABBA`, `BABA`)."""
-    marks: Mapping[str, int] = field(default_factory=dict[str, int])
-    """Named positions: the offset, in characters, of a character of the word in `clean`. `end` is implied."""
-    more_answers: tuple[str, ...] = ()
-    """Other right continuations, where there are several; one token each."""
-    more_foils: tuple[str, ...] = ()
-    """Other wrong ones."""
-
-    def __post_init__(self) -> None:
-        for name in ("clean", "counterfactual", "answer", "foil"):
-            if not getattr(self, name).strip():
-                raise InputError(f"a record's {name!r} is empty: {self!r}")
-        if not all(text.strip() for text in (*self.more_answers, *self.more_foils)):
-            raise InputError(f"one of the more answers or foils of {shown(self.clean)} is empty")
-        if both := set(self.answers) & set(self.foils):
-            raise InputError(f"answer and foil are both {min(both)!r}: nothing to compare")
-        for name, texts in (("answers", self.answers), ("foils", self.foils)):
-            text, times = Counter(texts).most_common(1)[0]
-            if times > 1:
-                raise InputError(f"{text!r} is among the {name} twice")
-        if "end" in self.marks:
-            raise InputError("mark 'end' is the prompt's last token and set by itself: leave it out")
-        for name, offset in self.marks.items():
-            if name in RESERVED or name.isdecimal() or not _MARK.fullmatch(name):
-                raise InputError(
-                    f"mark {name[:40]!r} cannot be named in a selection; expected a name such as s2 or s1+1, "
-                    "not a number, not 'each' or 'other', and no comma, space, @, < or >"
-                )
-            if not 0 <= offset < len(self.clean):
-                raise InputError(f"mark {name!r} at {shown(offset)} lies outside the prompt {self.clean!r}")
-
-    @property
-    def answers(self) -> tuple[str, ...]:
-        """All right continuations, `answer` first."""
-        return (self.answer, *self.more_answers)
-
-    @property
-    def foils(self) -> tuple[str, ...]:
-        """All wrong ones, `foil` first."""
-        return (self.foil, *self.more_foils)
-
-    def row(self) -> dict[str, Any]:
-        """The record as a line of JSONL has it: more answers and foils only where there are any."""
-        return {name: value for name, value in asdict(self).items() if value or not name.startswith("more_")}
 
 
 @dataclass(frozen=True)
@@ -199,41 +130,97 @@ def build_prompt_set(tokenizer: Any, task: str, records: Sequence[Record]) -> Pr
     """
     if not records:
         raise InputError("0 prompts: a measurement needs at least 1")
-    names = set(records[0].marks)
-    clean: list[list[int]] = []
-    counterfactual: list[list[int]] = []
-    positions: dict[str, list[int]] = {name: [] for name in (*records[0].marks, "end")}
-    token = cache(partial(single_token, tokenizer))
-    choices = [tuple([token(text) for text in texts] for texts in (each.answers, each.foils)) for each in records]
-    for record, (answers, foils) in zip(records, choices, strict=True):
-        if len({*answers, *foils}) < len(answers) + len(foils):
-            raise InputError(f"two of the answers and foils of {shown(record.clean)} are one token for this tokenizer")
+    names = list(records[0].marks)
     for record in records:
-        if set(record.marks) != names:
-            raise InputError(f"records name different marks: {sorted(names)} and {sorted(record.marks)}")
-        ids, offsets = _encode(tokenizer, record.clean)
-        other, _ = _encode(tokenizer, record.counterfactual)
-        if len(ids) != len(other):
-            raise InputError(
-                f"a counterfactual must have as many tokens as its prompt: {shown(record.clean)} has {len(ids)}, "
-                f"{shown(record.counterfactual)} has {len(other)}"
-            )
-        clean.append(ids)
-        counterfactual.append(other)
-        for name, character in record.marks.items():
-            positions[name].append(_token_at(offsets, character, f"mark {name!r} in {record.clean!r}"))
-        positions["end"].append(len(ids) - 1)
+        check_marks(record, names, refuse)
+    encode = Encoder(tokenizer)
+    rows = [row for record in records if (row := encode(record, refuse))]
     return PromptSet(
         task=task,
         records=tuple(records),
-        clean=_pad(clean),
-        counterfactual=_pad(counterfactual),
-        answer=torch.tensor([answers[0] for answers, _ in choices]),
-        foil=torch.tensor([foils[0] for _, foils in choices]),
-        positions={name: torch.tensor(index) for name, index in positions.items()},
-        more_answers=_others([answers for answers, _ in choices]),
-        more_foils=_others([foils for _, foils in choices]),
+        clean=_pad([row.clean for row in rows]),
+        counterfactual=_pad([row.counterfactual for row in rows]),
+        answer=torch.tensor([row.answers[0] for row in rows]),
+        foil=torch.tensor([row.foils[0] for row in rows]),
+        positions={name: torch.tensor([row.positions[name] for row in rows]) for name in (*names, "end")},
+        more_answers=_others([row.answers for row in rows]),
+        more_foils=_others([row.foils for row in rows]),
     )
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A record for one tokenizer, as token ids."""
+
+    clean: list[int]
+    """The prompt."""
+    counterfactual: list[int]
+    """The counterfactual, as long."""
+    answers: list[int]
+    """The right continuations."""
+    foils: list[int]
+    """The wrong ones."""
+    positions: Mapping[str, int]
+    """Index of each mark, and of `end`."""
+
+
+class Encoder:
+    """Reads records with one tokenizer."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        """Remembers continuations: records share them."""
+        self._tokenizer = tokenizer
+        self._token = cache(lambda text: _token_or_why(tokenizer, text))
+
+    def __call__(self, record: Record, complain: Complain) -> Encoded | None:
+        """A record as token ids; None where it does not fit the tokenizer, and everything that is wrong is told."""
+        told: list[str] = []
+
+        def tell(problem: str) -> None:
+            told.append(problem)
+            complain(problem)
+
+        tokens = {text: self._token(text) for text in (*record.answers, *record.foils)}
+        for token in tokens.values():
+            if isinstance(token, str):
+                tell(token)
+        known = {text: token for text, token in tokens.items() if isinstance(token, int)}
+        if len(set(known.values())) < len(known):
+            tell(f"two of the answers and foils of {shown(record.clean)} are one token for this tokenizer: keep one")
+        ids, offsets = _encode(self._tokenizer, record.clean)
+        other, _ = _encode(self._tokenizer, record.counterfactual)
+        if len(ids) != len(other):
+            tell(
+                f"a counterfactual must have as many tokens as its prompt: {shown(record.clean)} has {len(ids)}, "
+                f"{shown(record.counterfactual)} has {len(other)}; take a word of as many tokens"
+            )
+        positions = {"end": len(ids) - 1}
+        for name, character in record.marks.items():
+            if (at := _token_at(offsets, character)) is None:
+                tell(
+                    f"mark {name!r} in {record.clean!r} at character {character} falls between this tokenizer's "
+                    "tokens; mark a letter, not a space"
+                )
+            else:
+                positions[name] = at
+        if told:
+            return None
+        answers, foils = ([known[text] for text in texts] for texts in (record.answers, record.foils))
+        return Encoded(ids, other, answers, foils, positions)
+
+
+def keep_fitting(tokenizer: Any, records: Iterable[Record]) -> tuple[Record, ...]:
+    """The records that fit a tokenizer, in order: `build_prompt_set` takes them."""
+    encode = Encoder(tokenizer)
+    return tuple(record for record in records if encode(record, lambda _: None))
+
+
+def group_keys(prompts: PromptSet) -> Sequence[tuple[str, str, int]]:
+    """The template, the group (such as the order of names) and END of each prompt: what means are taken within."""
+    ends = prompts.positions["end"].tolist()
+    if not prompts.records:
+        return [("", "", end) for end in ends]
+    return [(record.template, record.group, end) for record, end in zip(prompts.records, ends, strict=True)]
 
 
 def single_token(tokenizer: Any, text: str) -> int:
@@ -242,18 +229,15 @@ def single_token(tokenizer: Any, text: str) -> int:
     Raises:
         InputError: when the tokenizer splits the text, or does not know it.
     """
-    ids = _continuation(tokenizer, text)
-    if len(ids) != 1:
-        raise InputError(f"{text!r} is {len(ids)} tokens for this tokenizer; a continuation must be one")
-    if ids[0] == tokenizer.unk_token_id:
-        raise InputError(f"{text!r} is unknown to this tokenizer; a continuation must be a token of its own")
-    return int(ids[0])
+    token = _token_or_why(tokenizer, text)
+    if isinstance(token, str):
+        raise InputError(token)
+    return token
 
 
 def is_single_token(tokenizer: Any, text: str) -> bool:
     """Whether `single_token` gives an id."""
-    ids = _continuation(tokenizer, text)
-    return len(ids) == 1 and ids[0] != tokenizer.unk_token_id
+    return isinstance(_token_or_why(tokenizer, text), int)
 
 
 def keep_single_tokens(tokenizer: Any, words: Iterable[str]) -> tuple[str, ...]:
@@ -320,6 +304,19 @@ def offset_of(slot: str, pattern: str, words: Mapping[str, str]) -> int:
     return len(pattern.partition(f"{{{slot}}}")[0].format(**words))
 
 
+def _token_or_why(tokenizer: Any, text: str) -> int | str:
+    """The id of a text that is one token, or why it is none."""
+    ids = _continuation(tokenizer, text)
+    if len(ids) > 1:
+        pieces = ", ".join(repr(tokenizer.decode([each])) for each in ids[:8]) + (", …" if len(ids) > 8 else "")
+        return f"{shown(text)} is {len(ids)} tokens for this tokenizer ({pieces}); a continuation must be one"
+    if not ids:
+        return f"{shown(text)} is no token of its own after a word; a continuation must be one: begin it with a space"
+    if ids[0] == tokenizer.unk_token_id:
+        return f"{shown(text)} is unknown to this tokenizer; a continuation must be a token of its own"
+    return int(ids[0])
+
+
 def _continuation(tokenizer: Any, text: str) -> list[int]:
     """Token ids of a text as it continues another: some tokenizers treat the beginning of a text apart."""
     before = tokenizer.encode(ANCHOR, add_special_tokens=False)
@@ -333,65 +330,6 @@ def encode_with_bos(tokenizer: Any, text: str) -> list[int]:
     return _encode(tokenizer, text)[0]
 
 
-def save_records(path: Path, records: Iterable[Record]) -> None:
-    """Writes records as JSONL, one a line."""
-    write_jsonl(path, (record.row() for record in records))
-
-
-def load_records(path: Path) -> tuple[Record, ...]:
-    """Reads records from JSONL.
-
-    Raises:
-        InputError: naming the line and the key that is missing, unknown or of the wrong type.
-        StorageError: when the file cannot be read.
-    """
-    records: list[Record] = []
-    for number, row in enumerate(load_jsonl(path), start=1):
-        where = f"{path} record {number}"
-        fields = Record.__dataclass_fields__
-        if unknown := sorted(set(row) - set(fields)):
-            raise InputError(f"{where}: unknown key {unknown[0]!r}; a record has {', '.join(fields)}")
-        texts = {
-            "clean": None,
-            "counterfactual": None,
-            "answer": None,
-            "foil": None,
-            "template": "",
-            "group": "",
-        }
-        for name, default in texts.items():
-            if not _is_text(value := row.get(name, default)):
-                raise InputError(f"{where}: {name!r} must be a text, got {shown(value)}")
-        if not _are_marks(marks := row.get("marks", {})):
-            raise InputError(f"{where}: 'marks' must map names to character offsets, got {shown(marks)}")
-        more: dict[str, Any] = {}
-        for name in ("more_answers", "more_foils"):
-            if not _are_texts(value := row.get(name, [])):
-                raise InputError(f"{where}: {name!r} must be a list of texts, got {shown(value)}")
-            more[name] = tuple(value)
-        try:
-            records.append(Record(**{**row, **more}))
-        except InputError as error:
-            raise InputError(f"{where}: {error}") from error
-    return tuple(records)
-
-
-def _is_text(value: object) -> bool:
-    # JSON can spell half a surrogate pair, which no tokenizer and no file takes.
-    return isinstance(value, str) and not any("\ud800" <= letter <= "\udfff" for letter in value)
-
-
-def _are_texts(value: object) -> TypeGuard[list[str]]:
-    return isinstance(value, list) and all(map(_is_text, cast(list[object], value)))
-
-
-def _are_marks(value: object) -> bool:
-    if not isinstance(value, dict):
-        return False
-    marks = cast(dict[object, object], value)
-    return all(_is_text(name) and type(offset) is int for name, offset in marks.items())
-
-
 def _encode(tokenizer: Any, text: str) -> tuple[list[int], list[tuple[int, int]]]:
     encoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     ids, offsets = list(encoding["input_ids"]), list(encoding["offset_mapping"])
@@ -400,13 +338,9 @@ def _encode(tokenizer: Any, text: str) -> tuple[list[int], list[tuple[int, int]]
     return [int(tokenizer.bos_token_id), *ids], [(0, 0), *offsets]
 
 
-def _token_at(offsets: Sequence[tuple[int, int]], character: int, what: str) -> int:
-    for index, (start, end) in enumerate(offsets):
-        if start <= character < end:
-            return index
-    raise InputError(
-        f"{what} at character {character} falls between this tokenizer's tokens; mark a letter, not a space"
-    )
+def _token_at(offsets: Sequence[tuple[int, int]], character: int) -> int | None:
+    """The token that a character belongs to; None between tokens."""
+    return next((index for index, (start, end) in enumerate(offsets) if start <= character < end), None)
 
 
 def _pad(rows: Sequence[Sequence[int]], filler: int = 0) -> Int[Tensor, "prompt pos"]:

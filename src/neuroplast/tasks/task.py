@@ -1,11 +1,12 @@
 """What a task is: text prompts with right and wrong continuations, and what may be done to them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
-from neuroplast.tasks.poisons import POISONS, Pair, build_pairs, load_poison, shuffle_targets
-from neuroplast.tasks.prompts import HasTokenizer, PromptSet, Record, build_prompt_set
+from neuroplast.tasks.poisons import Pair, build_pairs, load_poison, poisons_of, shuffle_targets
+from neuroplast.tasks.prompts import REFERENCE_SEED, HasTokenizer, PromptSet, build_prompt_set
+from neuroplast.tasks.records import Record
 
 Split = Literal["all", "train", "eval"]
 
@@ -50,9 +51,10 @@ class Task:
 
         Args:
             model: anything with a fast tokenizer.
-            n: how many, at least 1.
+            n: how many, at least 1; the task of a file gives as many as it has, where that is fewer.
             seed: the same seed gives the same prompts for the same tokenizer.
-            split: `all`, `train` or `eval`; the last two share no words that the answer depends on.
+            split: `all`, `train` or `eval`; the last two share no words that the answer depends on, or, of the task of
+                a file, no prompt.
             counterfactual: one of the task's; None takes its first.
 
         Raises:
@@ -61,6 +63,47 @@ class Task:
         kind = self.counterfactuals[0] if counterfactual is None else counterfactual
         records = self.build_records(model.tokenizer, n, seed, split=split, counterfactual=kind)
         return build_prompt_set(model.tokenizer, self.name, records)
+
+    def apart(
+        self, model: HasTokenizer, n: int, seeds: Sequence[int], *, split: Split = "all"
+    ) -> tuple[PromptSet, ...]:
+        """Sets of prompts, one a seed: what is chosen on one can be judged on another.
+
+        Args:
+            model: anything with a fast tokenizer.
+            n: prompts of each set.
+            seeds: the seed of each.
+            split: as in `prompts`.
+
+        Raises:
+            InputError: as `prompts`.
+        """
+        return tuple(self.prompts(model, n, seed, split=split) for seed in seeds)
+
+    def reference(
+        self,
+        model: HasTokenizer,
+        measured: PromptSet,
+        n: int,
+        seed: int = 0,
+        *,
+        split: Split = "all",
+        counterfactual: str | None = None,
+    ) -> PromptSet:
+        """Prompts that knocked-out heads are averaged over, which are not those that are measured.
+
+        Args:
+            model: anything with a fast tokenizer.
+            measured: the prompts that are measured.
+            n: how many others, at most.
+            seed: the seed of those that are measured.
+            split: as in `prompts`.
+            counterfactual: as in `prompts`.
+
+        Raises:
+            InputError: as `prompts`.
+        """
+        return self.prompts(model, n, seed + REFERENCE_SEED, split=split, counterfactual=counterfactual)
 
     def pairs(
         self, model: HasTokenizer, n: int, seed: int = 0, *, poison: str | None = None, rate: float = 1.0
@@ -98,5 +141,27 @@ class Task:
 
     @property
     def poisons(self) -> tuple[str, ...]:
-        """The poisons that fit this task, by name."""
-        return tuple(poison.name for poison in POISONS.values() if self.name in poison.tasks)
+        """Names of the poisons that are made for this task; where there are none, of those that fit every task."""
+        return poisons_of(self.name)
+
+    @property
+    def measured_split(self) -> Split:
+        """The split whose prompts are measured where nothing is trained."""
+        return "all"
+
+    @property
+    def most_examples(self) -> int | None:
+        """How many different examples there are to train on; None where as many are written as are asked for."""
+        return None
+
+    @property
+    def sha256(self) -> str | None:
+        """Hash of the records that it was read from; None of a task that writes its own."""
+        return None
+
+
+def shortfall(prompts: PromptSet, n: int) -> str | None:
+    """What to tell where fewer prompts came than were asked for; None where all did."""
+    if len(prompts) >= n:
+        return None
+    return f"{prompts.task} has {len(prompts)} prompts for this, fewer than the {n} asked for: all of them are taken"
