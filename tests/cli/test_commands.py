@@ -116,6 +116,7 @@ def test_a_path_that_looks_like_markup_is_printed_as_it_is(run, tmp_path: Path):
 
 def test_an_interrupted_study_says_how_to_go_on_and_goes_on(run, tmp_path: Path):
     words = [sys.executable, "-c", DRIVER, "study", "--preset", "smoke", "--out", str(tmp_path / "run"), "--quiet"]
+    words += ["--set", "circuit_stages=[]", "--set", "compare_stages=[]"]
     done = subprocess.run(words, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == "error: interrupted; the same command goes on from what is saved\n"

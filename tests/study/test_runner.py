@@ -24,6 +24,9 @@ from neuroplast.tasks.records import load_records
 STAGES = ("base", "tuned", "control/equal_steps", "poisoned/subject_duplication", "recovered/subject_duplication")
 SETTINGS = {"n_prompts": 10, "resamples": 100, "save_every": 1, "compare_drift": 1, "compare_battery": 2}
 
+LIGHT = {**SETTINGS, "circuit_stages": ["base"]}
+"""For what does not depend on how many circuits are looked for."""
+
 # Runs the study in a process of its own that kills itself, as SIGKILL does, at the n-th call of one function.
 DRIVER = """
 import json, os, shutil, signal, sys
@@ -75,6 +78,14 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One undisturbed run, shared."""
     out = tmp_path_factory.mktemp("study") / "a run with spaces – ünicode"
     run_study(smoke(), out, Silent())
+    return out
+
+
+@pytest.fixture(scope="module")
+def light_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One undisturbed run of `LIGHT`, shared."""
+    out = tmp_path_factory.mktemp("study") / "run"
+    run_study(smoke(**LIGHT), out, Silent())
     return out
 
 
@@ -237,17 +248,17 @@ def test_a_finished_study_is_not_done_again(run: Path):
         ("after a stage", 2),
     ],
 )
-def test_a_study_killed_anywhere_ends_with_the_same_summary(run: Path, tmp_path: Path, where: str, count: int):
+def test_a_study_killed_anywhere_ends_with_the_same_summary(light_run: Path, tmp_path: Path, where: str, count: int):
     out = tmp_path / "run"
-    command = [sys.executable, "-c", DRIVER, str(out), where, str(count), json.dumps(SETTINGS)]
+    command = [sys.executable, "-c", DRIVER, str(out), where, str(count), json.dumps(LIGHT)]
     killed = subprocess.run(command, capture_output=True, text=True)
     assert killed.returncode == -9, killed.stderr
     assert not (out / "summary.json").exists()
-    run_study(smoke(), out, Silent())
+    run_study(smoke(**LIGHT), out, Silent())
     followed = [f"stages/{kind}/subject_duplication/trajectory.json" for kind in ("poisoned", "recovered")]
     for name in ("summary.json", "plasticity.json", *followed):
-        assert (out / name).read_bytes() == (run / name).read_bytes()
-    ours, undisturbed = document(out / "manifest.json"), document(run / "manifest.json")
+        assert (out / name).read_bytes() == (light_run / name).read_bytes()
+    ours, undisturbed = document(out / "manifest.json"), document(light_run / "manifest.json")
     assert {name: stage["files"] for name, stage in ours["stages"].items()} == {
         name: stage["files"] for name, stage in undisturbed["stages"].items()
     }
@@ -307,7 +318,7 @@ def test_a_study_begun_with_other_weights_is_refused(run: Path, tmp_path: Path):
     model = load_model("tiny")
     model.module.save_pretrained(tmp_path / "model")
     model.tokenizer.save_pretrained(tmp_path / "model")
-    config = smoke(model=str(tmp_path / "model"))
+    config = smoke(model=str(tmp_path / "model"), circuit_stages=[], compare_stages=[], follow_stages=[])
     run_study(config, tmp_path / "run", Silent())
     shutil.rmtree(tmp_path / "model")
     shutil.copytree(run / "stages/tuned/checkpoint", tmp_path / "model")
@@ -328,7 +339,9 @@ def test_too_little_disk_space_is_told_before_anything_is_trained(tmp_path: Path
 
 def test_several_seeds_share_one_base_and_a_ladder_gives_a_row_a_rung(tmp_path: Path):
     observer = Silent()
-    config = smoke(seeds=[0, 1], epochs=[1, 2], n_train=8, n_prompts=6, resamples=100)
+    config = smoke(
+        seeds=[0, 1], epochs=[1, 2], n_train=8, n_prompts=6, resamples=100, circuit_stages=["base"], compare_stages=[]
+    )
     summary = run_study(config, tmp_path / "run", observer).summary
     rows = [(stage["id"], stage["epoch"], stage["step"]) for stage in summary["stages"]]
     assert len(observer.stages) == 9 and len(rows) == 1 + 8 * 2
@@ -433,17 +446,17 @@ def test_a_model_whose_weights_cannot_be_told_apart_is_studied_without_its_compa
     assert document(tmp_path / "run/stages/poisoned/subject_duplication/comparison.json")["why"]
 
 
-def test_a_study_that_grows_has_a_page_after_every_stage_and_ends_as_any_other(run: Path, tmp_path: Path):
+def test_a_study_that_grows_has_a_page_after_every_stage_and_ends_as_any_other(light_run: Path, tmp_path: Path):
     out, pages = tmp_path / "run", []
 
     class Looking(Silent):
         def stage(self, name: str, index: int, total: int) -> None:
             pages.append((out / "report.html").read_text(encoding="utf-8") if index else "")
 
-    run_study(smoke(), out, Looking(), growing=True)
+    run_study(smoke(**LIGHT), out, Looking(), growing=True)
     assert [re.findall(r"(\d) stages? still to come", page) for page in pages] == [[], ["4"], ["3"], ["2"], ["1"]]
     assert "poisoned/subject_duplication" in pages[4] and "poisoned/subject_duplication" not in pages[2]
-    assert (out / "summary.json").read_bytes() == (run / "summary.json").read_bytes()
+    assert (out / "summary.json").read_bytes() == (light_run / "summary.json").read_bytes()
     assert "still to come" not in (out / "report.html").read_text(encoding="utf-8")
 
 

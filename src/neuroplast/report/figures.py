@@ -44,9 +44,10 @@ def write_figures(results: StudyResults, folder: Path) -> None:
 
 
 def write_both(draw: Callable[[], Figure], path: Path, what: str) -> None:
-    """Draws into `<path>.png` and `<path>.svg`; as `write_drawing`."""
-    for kind in (".png", ".svg"):
-        write_drawing(draw, path.with_name(path.name + kind), what)
+    """Draws once, into `<path>.svg` and `<path>.png`; as `write_drawing`."""
+    figure = draw()
+    for kind in (".svg", ".png"):
+        write_drawing(lambda: figure, path.with_name(path.name + kind), what)
 
 
 def write_drawing(draw: Callable[[], Figure], path: Path | str, what: str) -> None:

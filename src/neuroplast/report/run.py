@@ -8,7 +8,7 @@ from typing import Any
 
 from neuroplast.report import style
 from neuroplast.report.audit import draw_audit
-from neuroplast.report.circuit import write_circuit_drawing
+from neuroplast.report.circuit import draw_circuit
 from neuroplast.report.documents import Document
 from neuroplast.report.figures import write_both, write_figures
 from neuroplast.report.looks import load_looks
@@ -110,8 +110,7 @@ def _write_drawings(results: StudyResults, folder: Path) -> None:
         if stage.circuit:
             circuit = stage.circuit.found
             named = replace(circuit, shape=replace(circuit.shape, name=f"{stage.id} · {circuit.shape.name}"))
-            for suffix in (".svg", ".png"):
-                write_circuit_drawing(named, folder / f"{drawing_of(stage)}{suffix}")
+            write_both(lambda named=named: draw_circuit(named), folder / drawing_of(stage), "a circuit is")
 
 
 def _data_address(path: Path) -> str:

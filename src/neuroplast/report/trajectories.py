@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 
 from neuroplast.report import style
 from neuroplast.report.documents import Document, load_document
-from neuroplast.report.figures import DPI, tidy, write_drawing
+from neuroplast.report.figures import DPI, tidy, write_both
 from neuroplast.report.results import Estimate, StudyResults, read_estimate
 
 TRAJECTORY, PLASTICITY = "trajectory.json", "plasticity.json"
@@ -142,9 +142,9 @@ def write_trajectory_figures(found: Sequence[Plasticity], folder: Path) -> dict[
     """Draws each into `trajectory-<stage>.svg` and `.png`, and gives the SVG files by stage."""
     drawn: dict[str, Path] = {}
     for each in found:
-        drawn[each.back.id] = folder / f"trajectory-{each.back.id.replace('/', '-')}.svg"
-        for path in (drawn[each.back.id], drawn[each.back.id].with_suffix(".png")):
-            write_drawing(lambda each=each: draw_plasticity(each), path, "a trajectory is")
+        path = folder / f"trajectory-{each.back.id.replace('/', '-')}"
+        write_both(lambda each=each: draw_plasticity(each), path, "a trajectory is")
+        drawn[each.back.id] = path.with_name(f"{path.name}.svg")
     return drawn
 
 
