@@ -95,7 +95,7 @@ def test_a_file_that_is_fine_is_summed_up(run, path: Path):
     code, text, err = run("tasks", "--check", str(path), "--model", "tiny")
     assert code == 0 and err == ""
     assert text == (
-        f"{path}: 12 records, 12 templates, 2 groups, positions io, s1, s1+1, s2, end; 8 records to train on, 4 to "
+        f"{path}: records 12, templates 12, groups 2, positions io, s1, s1+1, s2, end; 8 records to train on, 4 to "
         "measure on.\nAll fit tiny.\n"
     )
     assert "Whether they fit a model's tokenizer: --model NAME." in run("tasks", "--check", str(path))[1]

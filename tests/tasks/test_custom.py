@@ -354,7 +354,7 @@ def test_a_file_that_is_fine_is_summed_up(path, tiny):
     found = check_file(path, tiny.tokenizer, 64)
     assert not found.lines()
     assert found.summary() == (
-        f"{path}: 30 records, 15 templates, 2 groups, positions io, s1, s1+1, s2, end; 20 records to train on, 10 to "
+        f"{path}: records 30, templates 15, groups 2, positions io, s1, s1+1, s2, end; 20 records to train on, 10 to "
         "measure on."
     )
     assert found.document()["splits"] == {"train": 20, "eval": 10}

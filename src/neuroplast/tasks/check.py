@@ -62,9 +62,9 @@ class Check:
         """What the file has, in a sentence."""
         found = self.document()
         return (
-            f"{self.path}: {found['records']} records, {len(found['templates'])} templates, {len(found['groups'])} "
-            f"groups, positions {', '.join(found['positions'])}; {found['splits']['train']} records to train on, "
-            f"{found['splits']['eval']} to measure on."
+            f"{self.path}: records {found['records']}, templates {len(found['templates'])}, groups "
+            f"{len(found['groups'])}, positions {', '.join(found['positions'])}; {found['splits']['train']} records to "
+            f"train on, {found['splits']['eval']} to measure on."
         )
 
 
