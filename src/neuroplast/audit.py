@@ -23,7 +23,7 @@ from neuroplast.memory import parse_size
 from neuroplast.models.between import require_same_parts, shared_weights
 from neuroplast.models.sources import load_model, weights_sha256
 from neuroplast.observer import Observer, Silent
-from neuroplast.report.audit import AUDIT_FILES, write_audit_report
+from neuroplast.report.audit_report import AUDIT_FILES, write_audit_report
 from neuroplast.statistics import can_tell
 from neuroplast.storage import Parts, claimed, hash_file, is_begun, load_json, telling, write_json
 from neuroplast.subject import Subject, require_whole, versions

@@ -3,9 +3,13 @@
 from pathlib import Path
 
 import pytest
+import torch
 
 from browser_page import Browser
+from neuroplast.audit import AuditConfig, run_audit
+from neuroplast.models.sources import load_model
 from neuroplast.report import write_report, write_runs_page
+from neuroplast.training.finetune import save_checkpoint
 from synthetic_run import HOSTILE, LADDER, PROMPTS, write_run
 
 
@@ -199,3 +203,18 @@ def test_several_runs_open_without_an_error(browser: Browser, run: Path, tmp_pat
     assert browser.errors == [] and browser.requests == [page.as_uri()]
     assert len(browser.all("#runs-chart polyline")) == 2, "one run has that training: two panels"
     assert "run" in browser.hover(browser.find("#runs-chart circle"))
+
+
+def test_an_audits_page_opens_without_an_error_and_shows_its_maps(browser: Browser, tmp_path: Path) -> None:
+    model = load_model("tiny")
+    with torch.no_grad():
+        model.head_weights(1)[:] *= -1
+    save_checkpoint(model, tmp_path / "<b>damaged")
+    few = {"n_prompts": 6, "n_battery": 4, "n_drift": 2, "n_profiles": 1, "n_random": 50, "n_samples": 3}
+    run_audit(AuditConfig(tuned=str(tmp_path / "<b>damaged"), **few), tmp_path / "out")
+    page = tmp_path / "out/audit.html"
+    browser.open(page)
+    assert browser.errors == [] and browser.requests == [page.as_uri()]
+    assert "<b>damaged" in browser.find("h1").text
+    assert len(browser.all("svg.heat")) == 4, "before, after, expressed, stored"
+    assert "effect" in browser.hover(browser.find("svg.heat rect[data-index='9']"))

@@ -1,25 +1,16 @@
-"""The table, the picture, the page and the JUnit file of a comparison, from its saved document alone."""
+"""The tables, the picture and the JUnit file of a comparison, from its saved document alone."""
 
-import base64
-import csv
-import io
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
-from neuroplast.report.render import render
 from neuroplast.report.style import DIVERGING, KIND_COLOURS
-from neuroplast.storage import atomic_file, write_text
 
-AUDIT_FILES = ("parts.csv", "audit.png", "audit.html", "junit.xml")
 DAMAGED, SPARED, GREY = KIND_COLOURS["poisoned"], KIND_COLOURS["recovered"], KIND_COLOURS["base"]
 STATUS_COLOURS = {
     "damaged": DAMAGED,
@@ -33,25 +24,6 @@ ENDS = ("", "_low", "_high")
 
 Document = Mapping[str, Any]
 Row = Sequence[Any]
-
-
-def write_audit_report(document: Document, folder: Path) -> None:
-    """Writes `AUDIT_FILES` beside a comparison; of checkpoints that are the same, the picture is empty.
-
-    Raises:
-        StorageError: when the folder cannot be written.
-    """
-    junit = build_junit(document)
-    changed = document["verdict"]["label"] != "unchanged"
-    rows, figure = (part_rows(document), draw_audit(document)) if changed else ([], None)
-    page = render_audit(document, figure)
-    write_text(folder / "junit.xml", junit)
-    write_text(folder / "audit.html", page)
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([PART_COLUMNS, *rows])
-    write_text(folder / "parts.csv", text.getvalue())
-    with atomic_file(folder / "audit.png") as temporary:
-        FigureCanvasAgg(figure or Figure()).print_png(temporary)
 
 
 PART_COLUMNS = (
@@ -185,21 +157,6 @@ def _draw_spared(axis: Axes, document: Document) -> None:
     axis.invert_yaxis()
     axis.set_xlabel("share that is left; grey: what drift does; dashed: the tolerance")
     axis.set_title("what was spared" if rows else "no other task was measured", fontsize=10)
-
-
-def render_audit(document: Document, figure: Figure | None) -> str:
-    """The self-contained page.
-
-    Args:
-        document: the comparison.
-        figure: its picture; None where nothing changed.
-    """
-    picture = None
-    if figure is not None:
-        drawn = io.BytesIO()
-        FigureCanvasSVG(figure).print_svg(drawn, metadata={"Date": None})
-        picture = "data:image/svg+xml;base64," + base64.b64encode(drawn.getvalue()).decode()
-    return render("audit.html.j2", document=document, picture=picture, rows=summary_rows(document))
 
 
 def summary_rows(document: Document) -> list[tuple[str, str, str, str]]:

@@ -32,10 +32,12 @@ class Spared:
 
 @dataclass(frozen=True)
 class Place:
-    """One stage that was compared with base."""
+    """One checkpoint that was compared with base."""
 
-    stage: Stage
-    """The stage."""
+    name: str
+    """The stage, or the model."""
+    kind: str
+    """What kind of stage."""
     label: str
     """The verdict in a word."""
     statement: str
@@ -80,7 +82,7 @@ def load_places(
             if "verdict" not in document:
                 missing.append((stage, document["why"]))
                 continue
-            places.append(_place(stage, document))
+            places.append(build_place(document, stage.id, stage.kind))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise InputError(f"{path} is damaged ({error!r}); {REMEDY}") from error
         if "maps" in document:
@@ -88,12 +90,18 @@ def load_places(
     return tuple(places), tuple(missing), documents
 
 
-def _place(stage: Stage, document: Mapping[str, Any]) -> Place:
+def build_place(document: Mapping[str, Any], name: str, kind: str) -> Place:
+    """What a comparison's document says.
+
+    Raises:
+        KeyError: when it lacks something; likewise TypeError and ValueError.
+    """
     changed = "maps" in document
     expressed, stored = (document[name]["circuit"] if changed else None for name in ("expressed", "stored"))
     nothing = Estimate(None, None, "nothing changed")
     return Place(
-        stage=stage,
+        name=name,
+        kind=kind,
         label=document["verdict"]["label"],
         statement=document["verdict"]["statement"],
         expressed=_estimate(expressed["undone"]) if expressed else nothing,
@@ -139,12 +147,23 @@ def maps_data(places: Sequence[Place]) -> dict[str, Any]:
             ("stored", place.stored_map, "What the weights of each head store, in logits"),
         ):
             if grid is not None:
-                layers, heads = grid.shape
-                found[f"{place.stage.id}/{name}"] = {
-                    "layers": layers,
-                    "heads": heads,
-                    "values": [round(value, 4) for value in grid.ravel().tolist()],
-                    "bound": float(np.abs(grid).max()) or 1.0,
-                    "label": f"{label}, {place.stage.id}",
-                }
+                found[f"{place.name}/{name}"] = map_data(grid, f"{label}, {place.name}")
     return found
+
+
+def map_data(grid: np.ndarray, label: str, bound: float | None = None) -> dict[str, Any]:
+    """One map of heads.
+
+    Args:
+        grid: a number of each head, (layer, head).
+        label: what it shows.
+        bound: the number that has the strongest colour; None takes the largest.
+    """
+    layers, heads = grid.shape
+    return {
+        "layers": layers,
+        "heads": heads,
+        "values": [round(value, 4) for value in grid.ravel().tolist()],
+        "bound": bound or float(np.abs(grid).max()) or 1.0,
+        "label": label,
+    }
