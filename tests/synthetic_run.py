@@ -226,9 +226,10 @@ ON_PROMPTS = (1.5, -2.25, 0.5)
 
 
 def effects_of(kind: str, seed: int, n: int) -> torch.Tensor:
-    """Effects of all heads on `n` prompts, with the means that `measures.json` has."""
+    """Effects of all heads on `n` prompts, with the means that `measures.json` has, and noise that adds up to 0."""
     mean = torch.tensor(matrices(kind, seed)["mean"])
-    return mean[..., None].expand(-1, -1, n).contiguous()
+    noise = torch.randn(*mean.shape, n, generator=torch.Generator().manual_seed(seed)) * 0.2
+    return mean[..., None] + noise - noise.mean(dim=-1, keepdim=True)
 
 
 def look() -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import json
 import socket
 import threading
+import time
 import urllib.request
 from pathlib import Path
 from urllib.error import HTTPError, URLError
@@ -82,22 +83,39 @@ def test_it_listens_on_the_loopback_address_alone(tmp_path: Path) -> None:
         assert watch._server.server_address[0] == "127.0.0.1"
 
 
-def test_when_the_study_ends_a_page_that_is_open_hears_of_it_before_the_server_goes(tmp_path: Path) -> None:
-    heard: list[bool] = []
+def test_when_the_study_ends_a_page_that_is_open_gets_the_finished_report(tmp_path: Path) -> None:
+    got: list[bytes] = []
     with Watch(tmp_path, Silent()) as watch:
         address = watch.address
         ask(address + "state")
 
-        def keep_asking() -> None:
-            while not heard or not heard[-1]:
-                heard.append(json.loads(ask(address + "state")[1])["finished"])
+        def behave_as_the_page_does() -> None:
+            while not json.loads(ask(address + "state")[1])["finished"]:
+                time.sleep(0.05)
+            time.sleep(0.3)
+            got.append(ask(address + "report")[1])
 
-        page = threading.Thread(target=keep_asking)
+        page = threading.Thread(target=behave_as_the_page_does)
         page.start()
+        (tmp_path / "report.html").write_text("<main>finished")
     page.join(timeout=20)
-    assert heard[-1]
+    assert got == [b"<main>finished"]
     with pytest.raises(URLError):
         ask(address + "state")
+
+
+def test_a_page_that_is_closed_before_it_is_answered_says_nothing_on_the_terminal(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "report.html").write_bytes(b"x" * 20_000_000)
+    with Watch(tmp_path, Silent()) as watch:
+        port = int(watch.address.rstrip("/").rpartition(":")[2])
+        with socket.create_connection(("127.0.0.1", port)) as page:
+            page.sendall(f"GET /report HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n\r\n".encode())
+            page.recv(10)
+        assert ask(watch.address + "state")
+        time.sleep(0.3)
+    assert capfd.readouterr() == ("", "")
 
 
 def test_a_study_that_fails_leaves_no_server_behind(tmp_path: Path) -> None:

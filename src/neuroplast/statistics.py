@@ -81,7 +81,7 @@ def estimate_mean(weights: Weights, values: Float[np.ndarray, "prompt"]) -> Esti
 
 
 def estimate_known_mean(weights: Weights, values: Float[np.ndarray, "prompt"]) -> Estimate:
-    """The mean over the prompts that have a value, with its interval; NaN where there is none."""
+    """The mean over the prompts that have a value, with its interval; those without one are NaN."""
     known = np.isfinite(values)
     filled = np.where(known, values, 0.0)
 

@@ -19,7 +19,7 @@ from neuroplast.report.render import render
 
 HOST = "127.0.0.1"
 LAST_LOOK = 4.0
-"""Seconds for which a page that was asked for lately may fetch the finished report before the server goes."""
+"""Seconds for which a page that has asked lately may fetch the finished report before the server goes."""
 
 
 class Watch:
@@ -37,12 +37,11 @@ class Watch:
         self._asked = 0.0
         self._told = threading.Event()
         try:
-            self._server = ThreadingHTTPServer((HOST, port), _handler(self))
+            self._server = _Server((HOST, port), _handler(self))
         except (OSError, OverflowError) as error:
             raise InputError(
                 f"port {port} cannot be had ({error}): choose another --port, or 0 for a free one"
             ) from error
-        self._server.daemon_threads = True
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.1,), daemon=True)
 
     @property
@@ -89,24 +88,34 @@ class Watch:
             with self._lock:
                 self._asked = time.monotonic()
                 state = self._state | {"report": self._written()}
-            if state["finished"]:
-                self._told.set()
             return "application/json", json.dumps(state).encode()
         if path == "/report" and self._report.is_file():
             return "text/html; charset=utf-8", self._report.read_bytes()
         return None
+
+    def answered(self, path: str) -> None:
+        """An answer has gone out: who has the finished report needs the server no more."""
+        if path == "/report" and self._state["finished"]:
+            self._told.set()
 
     def _written(self) -> int:
         """When the report was written; 0 where there is none yet."""
         return self._report.stat().st_mtime_ns if self._report.is_file() else 0
 
 
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Nothing: a page that was closed before it was answered is no error of the study."""
+
+
 def _handler(watch: Watch) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             """Answers, unless the request names another host."""
-            host = (self.headers.get("Host") or "").rpartition(":")[0]
-            found = watch.answer(self.path.partition("?")[0]) if host in (HOST, "localhost") else None
+            host, path = (self.headers.get("Host") or "").rpartition(":")[0], self.path.partition("?")[0]
+            found = watch.answer(path) if host in (HOST, "localhost") else None
             if found is None:
                 self.send_error(404)
                 return
@@ -118,6 +127,8 @@ def _handler(watch: Watch) -> type[BaseHTTPRequestHandler]:
             self.send_header("X-Content-Type-Options", "nosniff")
             self.end_headers()
             self.wfile.write(body)
+            self.wfile.flush()
+            watch.answered(path)
 
         def log_message(self, format: str, *args: Any) -> None:
             """Nothing: the terminal has the bars."""

@@ -5,15 +5,34 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 from plotly.offline import get_plotlyjs
+from safetensors.numpy import load_file, save_file
 
 from html_page import Page
+from neuroplast.circuits.circuit import Circuit, Role, Shape
+from neuroplast.components import parse_edge, parse_node
 from neuroplast.errors import InputError
 from neuroplast.report import write_report
-from synthetic_run import EDGES, HOSTILE, LADDER, N_HEADS, N_LAYERS, NODES, ON_PROMPTS, PROMPTS, TOKENS
+from neuroplast.report.results import Estimate, HeadEffects
+from neuroplast.report.timeline import Moment, TimelineWay, strengths
+from neuroplast.storage import load_jsonl
+from synthetic_run import (
+    EDGES,
+    HOSTILE,
+    LADDER,
+    N_HEADS,
+    N_LAYERS,
+    NODES,
+    ON_PROMPTS,
+    POISON,
+    TOKENS,
+    judged,
+)
 
 MAX_BYTES = 8_000_000
 LOADING = {"src", "srcset", "href", "data", "poster", "action", "background", "formaction"}
@@ -222,18 +241,19 @@ def test_heads_have_their_history_and_their_attention(html: str) -> None:
     assert data["tokens"] == TOKENS
 
 
-def test_prompts_have_their_numbers_and_the_effects_of_every_head(html: str) -> None:
+def test_prompts_have_their_numbers_and_the_effects_of_every_head(reported: Path, html: str) -> None:
     data = Page(html).document("prompts-data")
     poisoned = next(stage for stage in data["stages"] if stage["kind"] == "poisoned")
     assert poisoned["ld"] == pytest.approx([LADDER["poisoned"] + each for each in ON_PROMPTS], abs=1e-3)
     effects = np.frombuffer(base64.b64decode(poisoned["effects"]), "<i2").reshape(3, N_LAYERS, N_HEADS)
-    assert effects[1, 23, 3] / 32767 * data["bound"] == pytest.approx(4.4, abs=1e-3)
+    saved = load_file(reported / f"stages/poisoned/{POISON}/effects.safetensors")["effects"]
+    np.testing.assert_allclose(effects / 32767 * data["bound"], saved.transpose(2, 0, 1), atol=1e-3)
     assert data["prompts"][1][0] == HOSTILE
 
 
 def test_what_has_no_room_on_the_page_is_left_out_and_not_cut(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("neuroplast.report.prompts.MOST_BYTES", 5000)
-    monkeypatch.setattr("neuroplast.report.looks.MOST_BYTES", 300)
+    monkeypatch.setattr("neuroplast.report.looks.MOST_BYTES", 200)
     page = Page(write_report(run).read_text(encoding="utf-8"))
     effects = [stage["effects"] for stage in page.document("prompts-data")["stages"]]
     assert [each is not None for each in effects] == [True, True, False, False, False]
@@ -253,10 +273,95 @@ def test_a_run_of_an_earlier_version_has_a_page_without_what_it_did_not_keep(run
     assert page.document("timeline-data")["ways"][0]["moments"][0]["kind"] == "base"
 
 
-def test_files_that_do_not_go_together_are_named(run: Path) -> None:
-    (run / "prompts/measured.jsonl").write_text(json.dumps(PROMPTS[0]) + "\n")
-    with pytest.raises(InputError, match=r"effects.safetensors is not about the 1 prompts of prompts/measured.jsonl"):
+def damage(run: Path, name: str, change: Callable[[Any], Any]) -> None:
+    """Changes one file of a run: a JSON document, lines of it, or tensors."""
+    path = run / name
+    if path.suffix == ".safetensors":
+        save_file(change(load_file(path)), path)
+    elif path.suffix == ".jsonl":
+        path.write_text("".join(json.dumps(row) + "\n" for row in change(load_jsonl(path))))
+    else:
+        document = json.loads(path.read_text())
+        change(document)
+        path.write_text(json.dumps(document))
+
+
+STEP = f"stages/poisoned/{POISON}/trajectory/step-000004.safetensors"
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "said"),
+    [
+        ("prompts/measured.jsonl", lambda rows: rows[:1], r"expected logit_diff of 1, got \[3\]"),
+        ("stages/base/heads.json", lambda d: d["heads"].update(weird={}), "base/heads.json: .*weird"),
+        ("stages/base/heads.json", lambda d: d["heads"].update({"a99.h0@s2": {}}), "expected a head of 30 layers"),
+        ("stages/base/heads.json", lambda d: d["tokens"][0].extend("abc"), "expected a20.h0 of 3 x 8 x 8"),
+        ("stages/base/heads.json", lambda d: d["positions"].update(end=[4, 2]), "a token of each shown prompt"),
+        ("stages/base/heads.json", lambda d: d["positions"].update(end=[4, 2, 99]), "a token of each shown prompt"),
+        ("stages/base/patterns.safetensors", lambda t: {"a20.h0": t["a20.h0"]}, "has no a23.h3"),
+        ("stages/base/patterns.safetensors", lambda t: {k: v[:, :2] for k, v in t.items()}, "expected a20.h0 of 3 x 5"),
+        (
+            "stages/base/effects.safetensors",
+            lambda t: t | {"effects": t["effects"][:3]},
+            "expected effects of 30 x 9 x 3",
+        ),
+        ("stages/base/effects.safetensors", lambda t: {"effects": t["effects"]}, "has no logit_diff"),
+        (STEP, lambda t: {"other": t["effects"]}, "step-000004.safetensors has no effects"),
+        (STEP, lambda t: {"effects": t["effects"][0]}, "expected effects of 30 x 9 x any"),
+        (STEP, lambda t: {"effects": t["effects"] * np.float32(np.nan)}, "not finite"),
+        (
+            f"stages/poisoned/{POISON}/trajectory.json",
+            lambda d: d["points"][0].update(logit_diff=judged(None, "x")),
+            r"points\[0\]: expected a logit difference",
+        ),
+    ],
+)
+def test_a_damaged_file_is_told_by_its_name_with_what_to_do(
+    run: Path, name: str, change: Callable[[Any], Any], said: str
+) -> None:
+    damage(run, name, change)
+    with pytest.raises(InputError, match=f"(?s){said}.*run the same study command again"):
         write_report(run)
+
+
+def test_a_way_without_its_first_step_is_told_by_its_stages(run: Path) -> None:
+    damage(run, f"stages/poisoned/{POISON}/trajectory.json", lambda d: d["points"].pop(0))
+    moments = Page(write_report(run).read_text(encoding="utf-8")).document("timeline-data")["ways"][0]["moments"]
+    assert [(m["kind"], m["step"]) for m in moments[:2]] == [("base", 0), ("poisoned", 20)]
+
+
+def test_fewer_prompts_are_shown_before_stages_go_without(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("neuroplast.report.looks.MOST_BYTES", 430)
+    data = Page(write_report(run).read_text(encoding="utf-8")).document("looks-data")
+    assert len(data["tokens"]) == 2 and all(each and len(each["a23.h3"]) == 2 for each in data["patterns"])
+
+
+def test_a_strength_is_a_share_of_one_that_is_there() -> None:
+    nodes = dict.fromkeys(map(parse_node, ("a1.h0@end", "a1.h1@end", "a0.h0@s2", "a0.h1@s2")), -1.0)
+    edges = {parse_edge(f"{name}->logits@end"): -1.0 for name in ("a1.h0@end", "a1.h1@end")}
+    roles = {parse_node("a0.h0@s2"): Role("induction", ""), parse_node("a0.h1@s2"): Role("duplicate token", "")}
+    circuit = Circuit(Shape("x", 2, 2, 8), nodes, dict(edges), roles=roles)
+    mean, low, high = ((0.0, 0.0), (-2.0, 0.5)), ((0.0, 0.0), (-3.0, -0.1)), ((0.0, 0.0), (-1.0, 1.1))
+    base = SimpleNamespace(effects=HeadEffects(mean, low, high))
+
+    def moment(first: float, second: float, induction: Estimate, duplicate: Estimate) -> Moment:
+        totals = {"induction": induction, "duplicate token": duplicate}
+        effects = ((0.0, 0.0), (first, second))
+        return Moment("s", "poisoned", 0, 0, Estimate(1.0), None, Estimate(1.0), effects, totals)
+
+    apart, not_apart = Estimate(0.8, (0.5, 1.1)), Estimate(0.8, (-0.1, 1.7))
+    way = TimelineWay("x", 0, (moment(-2.0, 0.5, apart, not_apart), moment(1.0, 0.5, Estimate(0.2), Estimate(0.4))), 4)
+    found = strengths(way, circuit, base)  # pyright: ignore[reportArgumentType]
+    assert found["a1.h0@end"] == [1, -0.5], "half as strong, the other way round"
+    assert found["a1.h1@end"] == [None, None], "base's interval holds 0"
+    assert found["a0.h0@s2"] == [1, pytest.approx(0.25)], "its role's total"
+    assert found["a0.h1@s2"] == [None, None]
+
+
+def test_reasons_for_no_comparison_are_told_where_none_was_made(run: Path) -> None:
+    (run / f"stages/poisoned/{POISON}/comparison.json").write_text(json.dumps({"why": "its <weights> cannot be told"}))
+    html = write_report(run).read_text(encoding="utf-8")
+    assert "was not compared: its <weights> cannot be told" in visible(html)
 
 
 def test_restoration_has_structure_function_and_transfer(html: str) -> None:

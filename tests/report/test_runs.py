@@ -1,6 +1,7 @@
 """Several runs on one page: findings, stages and restoration beside each other, and how alike their mechanisms are."""
 
 import csv
+import json
 from pathlib import Path
 
 import pytest
@@ -46,10 +47,22 @@ def test_restoration_stands_beside_its_control(html: str) -> None:
     assert "0.91 [0.88, 0.94] control 0.92" in text_of(html, "restoration")
 
 
-def test_the_same_mechanism_correlates_perfectly_and_has_an_interval(html: str) -> None:
+def test_the_same_mechanism_correlates_perfectly_on_the_same_prompts(html: str) -> None:
     said = text_of(html, "likeness")
     assert "first: base second: base 1.00 [1.00, 1.00]" in said
     assert "first: poisoned" not in said, "the two have no poisoned stage in common"
+
+
+def test_on_other_prompts_the_same_mechanism_has_the_spread_of_the_prompts(
+    pair: tuple[Path, Path], tmp_path: Path
+) -> None:
+    other = write_run(tmp_path / "other", ladder=0)
+    lines = (other / "prompts/measured.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
+    (other / "prompts/measured.jsonl").write_text("".join(reversed(lines)), encoding="utf-8")
+    _, table = write_runs_page((pair[0], other), tmp_path / "runs.html")
+    with table.open(encoding="utf-8", newline="") as file:
+        (row,) = [r for r in csv.DictReader(file) if r["quantity"].endswith("with other: base")]
+    assert float(row["value"]) == pytest.approx(1) and 0.5 < float(row["low"]) < 0.999
 
 
 def test_the_table_has_every_number_of_the_page(pair: tuple[Path, Path], html: str) -> None:
@@ -59,6 +72,10 @@ def test_the_table_has_every_number_of_the_page(pair: tuple[Path, Path], html: s
     assert float(row["value"]) == LADDER["base"] and row["model"] == HOSTILE
     (claim,) = [r for r in rows if r["run"] == "first" and r["quantity"] == "claim/plasticity"]
     assert claim["value"] == "" and claim["why"] == "one seed only"
+    quantities = {(r["run"], r["stage"], r["quantity"]): r for r in rows}
+    assert quantities["first", f"recovered/{POISON}", "half_way_steps/heal/logit_diff"]["value"] == "6.5"
+    at = "logit_diff at step 4 of subject_duplication and recovery, seed 0".replace("_duplication", " duplication")
+    assert float(quantities["first", f"poisoned/{POISON}", at]["value"]) == pytest.approx(2.761, abs=1e-3)
 
 
 def test_hostile_names_stay_text_and_the_page_asks_the_network_for_nothing(html: str) -> None:
@@ -68,20 +85,25 @@ def test_hostile_names_stay_text_and_the_page_asks_the_network_for_nothing(html:
     assert not {"src", "action"} & {name for _, attributes in page.elements for name in attributes}
 
 
-def test_models_of_other_shapes_are_not_compared_head_by_head(
-    pair: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_models_that_began_with_other_weights_are_not_compared_head_by_head(
+    pair: tuple[Path, Path], tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("synthetic_run.N_HEADS", 10)
     other = write_run(tmp_path / "other", circuits=False, ladder=0)
+    summary = json.loads((other / "summary.json").read_text())
+    summary["model"]["weights_sha256"] = "cd" * 32
+    (other / "summary.json").write_text(json.dumps(summary))
     page, _ = write_runs_page((pair[0], other), tmp_path / "runs.html")
     assert "cannot be compared one by one" in text_of(page.read_text(encoding="utf-8"), "likeness")
 
 
-def test_runs_of_one_name_are_told_apart_by_their_parents(tmp_path: Path) -> None:
-    runs = [write_run(tmp_path / parent / "run", circuits=False, ladder=0) for parent in ("a", "b")]
-    page, _ = write_runs_page(runs, tmp_path / "runs.html")
-    names = "".join(Page(page.read_text(encoding="utf-8")).text)
-    assert "a/run" in names and "b/run" in names
+def test_runs_of_one_name_are_told_apart_by_as_much_of_their_paths_as_that_takes(tmp_path: Path) -> None:
+    runs = [write_run(tmp_path / parent / "x/run", circuits=False, ladder=0) for parent in ("a", "b")]
+    summary = json.loads((runs[1] / "stages/base/measures.json").read_text())
+    summary["behaviour"]["logit_diff"] = {"mean": 9.875, "ci95": [9.5, 10.25]}
+    (runs[1] / "stages/base/measures.json").write_text(json.dumps(summary))
+    html = write_runs_page(runs, tmp_path / "runs.html")[0].read_text(encoding="utf-8")
+    assert "a/x/run" in html and "b/x/run" in html
+    assert "base 4.19 [3.49, 4.79] 9.88 [9.50, 10.25]" in text_of(html, "stages"), "each under its own name"
 
 
 def test_what_cannot_be_compared_is_refused_in_a_line(pair: tuple[Path, Path], tmp_path: Path) -> None:

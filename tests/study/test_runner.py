@@ -456,8 +456,29 @@ def test_a_study_that_grows_has_a_page_after_every_stage_and_ends_as_any_other(l
     run_study(smoke(**LIGHT), out, Looking(), growing=True)
     assert [re.findall(r"(\d) stages? still to come", page) for page in pages] == [[], ["4"], ["3"], ["2"], ["1"]]
     assert "poisoned/subject_duplication" in pages[4] and "poisoned/subject_duplication" not in pages[2]
+    assert "subject duplication</option>" in pages[4], "it has not recovered yet"
+    assert "so far</span>" in pages[4] and 'class="verdict yes"' not in pages[4], "no finding is decided before the end"
     assert (out / "summary.json").read_bytes() == (light_run / "summary.json").read_bytes()
-    assert "still to come" not in (out / "report.html").read_text(encoding="utf-8")
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert "still to come" not in page and "so far</span>" not in page
+    (out / "stages/tuned/heads.json").unlink()
+
+    class Stopped(Silent):
+        def stage(self, name: str, index: int, total: int) -> None:
+            if index == 2:
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_study(smoke(**LIGHT), out, Stopped(), growing=True)
+    assert (out / "report.html").read_text(encoding="utf-8") == page, "a finished report is not replaced by half of one"
+
+
+def test_patterns_that_are_lost_are_made_again(run: Path, tmp_path: Path):
+    shutil.copytree(run, tmp_path / "run")
+    lost = tmp_path / "run/stages/tuned/patterns.safetensors"
+    lost.unlink()
+    run_study(smoke(), tmp_path / "run", Silent())
+    assert lost.read_bytes() == (run / "stages/tuned/patterns.safetensors").read_bytes()
 
 
 def test_the_heads_of_bases_circuit_are_looked_at_in_every_stage(run: Path):

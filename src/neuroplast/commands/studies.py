@@ -9,6 +9,7 @@ import typer
 
 from neuroplast.commands.names import MODELS, POISONS, PRESETS, TASKS, completing
 from neuroplast.commands.options import Device, Dtype, Json, Memory, Model, Quiet, Task
+from neuroplast.errors import InputError
 from neuroplast.terminal import print_dose, print_files, print_json, print_story, stderr, stdout
 
 
@@ -37,13 +38,15 @@ def study(
     config: Annotated[Path | None, typer.Option(help="Settings in TOML, as in a run's study.toml.")] = None,
     assignments: Annotated[list[str] | None, typer.Option("--set", help="key=value, any setting.")] = None,
     watch: Annotated[bool, typer.Option("--watch", help="Serve the growing report on this machine alone.")] = False,
-    port: Annotated[int, typer.Option(help="Port of --watch; 0 takes a free one.")] = 0,
+    port: Annotated[int | None, typer.Option(help="Port of --watch; by default a free one.")] = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Run the whole study: base → tuned → poisoned → recovered, with the equal-step control and a report."""
     from neuroplast.study.plan import build_config, load_config
 
+    if port is not None and not watch:
+        raise InputError(f"--port {port} is for --watch: give both, or neither")
     flags = {
         "model": model,
         "task": task,
@@ -62,7 +65,7 @@ def study(
         if watch:
             from neuroplast.watch import Watch
 
-            with Watch(out, progress, port) as watched:
+            with Watch(out, progress, port or 0) as watched:
                 result = run_study(settings, out, watched, command, growing=True)
         else:
             result = run_study(settings, out, progress, command)
@@ -124,14 +127,18 @@ def train(
 
 def report(
     runs: Annotated[list[Path], typer.Argument(help="Run directory of a finished study, or several to compare.")],
-    out: Annotated[Path, typer.Option(help="The page that several runs are compared on.")] = Path("runs.html"),
+    out: Annotated[Path | None, typer.Option(help="The page of several runs; default: runs.html.")] = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Make a finished study's report, figures and tables again; compare several studies on one page."""
     from neuroplast.report import write_report, write_runs_page
 
+    if len(runs) == 1 and out is not None:
+        raise InputError(f"--out {out} is for several runs; the report of one is in its own folder: leave it out")
     if len(runs) > 1:
+        if out is None and (out := Path("runs.html")).exists():
+            raise InputError("runs.html is there already: name the page with --out, also to write it anew")
         page, table = write_runs_page(runs, out)
         files = {"report": str(page), "table": str(table)}
     else:

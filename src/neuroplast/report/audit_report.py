@@ -61,7 +61,7 @@ def render_audit(document: Document, figure: Figure | None) -> str:
         bound = max(float(np.abs(grid).max()) for grid in effects.values()) or 1.0
         said = {"start": "before", "end": "after"}
         maps |= {
-            f"audit/{name}": map_data(grid, f"Effects of all heads, {said[name]}", bound)
+            f"audit/{name}": map_data(grid, f"Effects of all heads, {said[name]}", "effect", bound)
             for name, grid in effects.items()
         }
     stores = {"scales": {"light": style.DIVERGING, "dark": style.DIVERGING_DARK}, "places-data": maps}

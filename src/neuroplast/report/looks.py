@@ -12,14 +12,15 @@ from typing import Any
 
 import numpy as np
 
+from neuroplast.components import Node, parse_node
 from neuroplast.errors import InputError
 from neuroplast.report.documents import REMEDY, load_document
-from neuroplast.report.results import Estimate, Stage, read_estimate
-from neuroplast.storage import load_tensors
+from neuroplast.report.measured import load_measured
+from neuroplast.report.results import Estimate, Stage, numbers, read_estimate
 
 HEADS, PATTERNS = "heads.json", "patterns.safetensors"
 MOST_BYTES = 1_500_000
-"""Most bytes of attention patterns on the page; stages beyond that go without."""
+"""Most bytes of attention patterns on the page; fewer prompts are shown, and, of one, fewer stages."""
 
 
 @dataclass(frozen=True)
@@ -64,31 +65,53 @@ def load_looks(run: Path, stages: Sequence[Stage]) -> tuple[StageLook, ...]:
             continue
         document = load_document(run, name)
         tokens = tuple(tuple(token.text() for token in row.elements()) for row in document["tokens"].elements())
-        patterns = {
-            head: each.double().numpy() for head, each in load_tensors(run / f"stages/{stage.id}/{PATTERNS}").items()
+        positions = {
+            place: tuple(at.integer() for at in each.elements()) for place, each in document["positions"].items()
         }
-        if any(each.ndim != 3 or len(each) != len(tokens) for each in patterns.values()):
-            raise InputError(f"{run / 'stages' / stage.id / PATTERNS} does not go with {name}; {REMEDY}")
+        lengths = [len(row) for row in tokens]
+        if any(len(at) != len(lengths) or not all(map(_is_inside, at, lengths)) for at in positions.values()):
+            raise InputError(f"{document['positions'].where}: expected a token of each shown prompt; {REMEDY}")
+        heads = {_head(name, key, stage): each for key, each in document["heads"].items()}
+        width = max(lengths, default=0)
+        shapes = dict.fromkeys((str(node.at(None)) for node in heads), (len(tokens), width, width))
+        patterns = load_measured(run / f"stages/{stage.id}/{PATTERNS}", shapes)
         found.append(
             StageLook(
                 stage=stage.id,
                 tokens=tokens,
-                positions={
-                    place: tuple(at.integer() for at in each.elements())
-                    for place, each in document["positions"].items()
-                },
+                positions=positions,
                 heads={
-                    head: HeadLook(
+                    str(node): HeadLook(
                         {place: read_estimate(value) for place, value in each["attention"].items()},
                         read_estimate(each["copy"]),
                         read_estimate(each["negative_copy"]),
                     )
-                    for head, each in document["heads"].items()
+                    for node, each in heads.items()
                 },
-                patterns=patterns,
+                patterns=dict(zip(shapes, patterns, strict=True)),
             )
         )
     return tuple(found)
+
+
+def _is_inside(at: int, length: int) -> bool:
+    return 0 <= at < length
+
+
+def _head(where: str, name: str, stage: Stage) -> Node:
+    """The head that a key names.
+
+    Raises:
+        InputError: when it is none of the model's.
+    """
+    try:
+        node = parse_node(name)
+    except InputError as error:
+        raise InputError(f"{where}: {error}; {REMEDY}") from error
+    layers, heads = len(stage.effects.mean), len(stage.effects.mean[0])
+    if node.kind != "head" or not (_is_inside(node.layer or 0, layers) and _is_inside(node.head or 0, heads)):
+        raise InputError(f"{where}: expected a head of {layers} layers x {heads} heads, got {name!r}; {REMEDY}")
+    return node
 
 
 def looks_data(looks: Sequence[StageLook], stages: Sequence[Stage]) -> dict[str, Any]:
@@ -105,18 +128,23 @@ def looks_data(looks: Sequence[StageLook], stages: Sequence[Stage]) -> dict[str,
     parts = dict.fromkeys(node.partition("@")[0] for node in places)
     effects: dict[str, list[list[float]]] = {}
     for part in parts:
-        layer, head = (int(number) for number in part.removeprefix("a").split(".h"))
+        node = parse_node(part)
+        layer, head = node.layer or 0, node.head or 0
         effects[part] = [
             [round(each[layer][head], 4) for each in (s.effects.mean, s.effects.low, s.effects.high)] for s in stages
         ]
     first = looks[0] if looks else None
+    # Fewer prompts before fewer stages: what is to be seen is the difference between stages.
+    n_shown = len(first.tokens) if first else 0
+    while n_shown > 1 and sum(_bytes(look, n_shown) for look in looks) > MOST_BYTES:
+        n_shown -= 1
     return {
         "stages": [{"id": stage.id, "kind": stage.kind} for stage in stages],
-        "tokens": first.tokens if first else [],
+        "tokens": first.tokens[:n_shown] if first else [],
         "positions": first.positions if first else {},
         "effects": effects,
         "looks": {node: [_look(by_stage.get(stage.id), node) for stage in stages] for node in places},
-        "patterns": _patterns(by_stage, stages),
+        "patterns": _patterns(by_stage, stages, n_shown),
     }
 
 
@@ -125,32 +153,35 @@ def _look(look: StageLook | None, node: str) -> dict[str, Any] | None:
     if head is None:
         return None
     return {
-        "attention": {place: _numbers(each) for place, each in head.attention.items()},
-        "copy": _numbers(head.copy),
-        "negative": _numbers(head.negative_copy),
+        "attention": {place: numbers(each) for place, each in head.attention.items()},
+        "copy": numbers(head.copy),
+        "negative": numbers(head.negative_copy),
     }
 
 
-def _numbers(found: Estimate) -> list[float] | None:
-    if found.value is None:
-        return None
-    return [round(number, 3) for number in (found.value, *(found.interval or ()))]
-
-
-def _patterns(looks: dict[str, StageLook], stages: Sequence[Stage]) -> list[dict[str, list[str]] | None]:
+def _patterns(looks: dict[str, StageLook], stages: Sequence[Stage], n_shown: int) -> list[dict[str, list[str]] | None]:
+    """By stage and head, the patterns on the first prompts; None of a stage that there is no room for."""
     found: list[dict[str, list[str]] | None] = []
     left = MOST_BYTES
     for stage in stages:
         look = looks.get(stage.id)
-        coded = None
-        if look is not None:
-            coded = {
-                head: [_triangle(each, len(tokens)) for each, tokens in zip(pattern, look.tokens, strict=True)]
+        left -= _bytes(look, n_shown) if look else 0
+        if look is None or left < 0:
+            found.append(None)
+            continue
+        lengths = [len(tokens) for tokens in look.tokens[:n_shown]]
+        found.append(
+            {
+                head: [_triangle(pattern[row], length) for row, length in enumerate(lengths)]
                 for head, pattern in look.patterns.items()
             }
-            left -= sum(len(text) for texts in coded.values() for text in texts)
-        found.append(coded if left >= 0 else None)
+        )
     return found
+
+
+def _bytes(look: StageLook, n_shown: int) -> int:
+    """Bytes that the patterns of a stage take, as text."""
+    return len(look.patterns) * sum(len(tokens) * (len(tokens) + 1) * 2 // 3 for tokens in look.tokens[:n_shown])
 
 
 def _triangle(pattern: np.ndarray, n: int) -> str:

@@ -227,7 +227,7 @@ def _stores(content: Content, order: tuple[Stage, ...], base: Circuit | None, ch
     stores: dict[str, Any] = {
         "scales": {"light": style.DIVERGING, "dark": style.DIVERGING_DARK},
         "charts": charts,
-        "timeline-data": timeline_data(content.timeline, base) | size,
+        "timeline-data": timeline_data(content.timeline, base, order[0]) | size,
         "looks-data": looks_data(content.looks, order),
     }
     if content.prompts:
@@ -255,7 +255,7 @@ EVIDENCE = {
 
 def _evidence(content: Content) -> dict[str, str]:
     there = {"heads"}
-    there |= {"places"} if content.places else set()
+    there |= {"places"} if content.places or content.not_compared else set()
     there |= {"spared"} if any(place.spared for place in content.places) else set()
     there |= {"restoration"} if any(stage.restoration for stage in content.results.stages) else set()
     return {claim: section for claim, section in EVIDENCE.items() if section in there}
@@ -267,7 +267,7 @@ def _sections(content: Content, order: tuple[Stage, ...]) -> list[tuple[str, str
         "claims": ("Findings", content.results.claims),
         "timeline": ("Timeline", content.timeline),
         "circuits": ("Circuits", content.circuits),
-        "places": ("Expressed, stored", content.places),
+        "places": ("Expressed, stored", content.places or content.not_compared),
         "spared": ("Spared", any(place.spared for place in content.places)),
         "restoration": ("Restoration", any(stage.restoration for stage in order)),
         "stages": ("Stages", True),

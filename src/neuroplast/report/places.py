@@ -142,21 +142,22 @@ def maps_data(places: Sequence[Place]) -> dict[str, Any]:
     """The two maps of heads of each stage, for the page's script."""
     found: dict[str, Any] = {}
     for place in places:
-        for name, grid, label in (
-            ("undoes", place.undoes, "What patching each head back undoes, in logits"),
-            ("stored", place.stored_map, "What the weights of each head store, in logits"),
+        for name, grid, label, what in (
+            ("undoes", place.undoes, "What patching each head back undoes, in logits", "undoes"),
+            ("stored", place.stored_map, "What the weights of each head store, in logits", "stores"),
         ):
             if grid is not None:
-                found[f"{place.name}/{name}"] = map_data(grid, f"{label}, {place.name}")
+                found[f"{place.name}/{name}"] = map_data(grid, f"{label}, {place.name}", what)
     return found
 
 
-def map_data(grid: np.ndarray, label: str, bound: float | None = None) -> dict[str, Any]:
+def map_data(grid: np.ndarray, label: str, what: str, bound: float | None = None) -> dict[str, Any]:
     """One map of heads.
 
     Args:
         grid: a number of each head, (layer, head).
         label: what it shows.
+        what: what its numbers are, in a word.
         bound: the number that has the strongest colour; None takes the largest.
     """
     layers, heads = grid.shape
@@ -166,4 +167,5 @@ def map_data(grid: np.ndarray, label: str, bound: float | None = None) -> dict[s
         "values": [round(value, 4) for value in grid.ravel().tolist()],
         "bound": bound or float(np.abs(grid).max()) or 1.0,
         "label": label,
+        "what": what,
     }

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from neuroplast.errors import InputError
-from neuroplast.report.documents import REMEDY, Document
+from neuroplast.report.documents import Document
+from neuroplast.report.measured import load_measured
 from neuroplast.report.results import Stage
-from neuroplast.storage import load_jsonl, load_tensors
+from neuroplast.storage import load_jsonl
 
 MOST_BYTES = 2_000_000
 """Most bytes of head effects by prompt on the page; stages beyond that go without."""
@@ -71,14 +71,9 @@ def load_prompts(run: Path, stages: Sequence[Stage]) -> tuple[tuple[Prompt, ...]
         path = run / f"stages/{stage.id}/effects.safetensors"
         if not path.is_file():
             continue
-        tensors = {name: each.double().numpy() for name, each in load_tensors(path).items()}
-        try:
-            each = OnPrompts(*(tensors[name] for name in ("logit_diff", "answer_probability", "effects")))
-        except KeyError as error:
-            raise InputError(f"{path} has no {error}; {REMEDY}") from error
-        if each.logit_diff.shape != (len(prompts),) or each.effects.shape[2:] != (len(prompts),):
-            raise InputError(f"{path} is not about the {len(prompts)} prompts of {PROMPTS}; {REMEDY}")
-        found[stage.id] = each
+        n, (layers, heads) = len(prompts), (len(stage.effects.mean), len(stage.effects.mean[0]))
+        shapes = {"logit_diff": (n,), "answer_probability": (n,), "effects": (layers, heads, n)}
+        found[stage.id] = OnPrompts(*load_measured(path, shapes))
     return prompts, found
 
 

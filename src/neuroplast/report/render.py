@@ -18,6 +18,7 @@ def render(template: str, **values: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.policies["json.dumps_kwargs"] = {"allow_nan": False}  # scripts cannot read it
     filters = cast(dict[str, Callable[..., str]], environment.filters)  # pyright: ignore[reportUnknownMemberType]
     filters |= {"signed": signed, "percent": percent, "words": words, "plain": plain}
     return environment.get_template(template).render(colours=style.KIND_COLOURS, **values)

@@ -49,6 +49,13 @@ class Estimate:
         return self.value
 
 
+def numbers(found: Estimate, digits: int = 4) -> list[float] | None:
+    """Value, and the ends of the interval where there is one, for a script; None where there is no value."""
+    if found.value is None:
+        return None
+    return [round(number, digits) for number in (found.value, *(found.interval or ()))]
+
+
 @dataclass(frozen=True)
 class Behaviour:
     """What a stage does on the task."""
@@ -257,6 +264,8 @@ class StudyResults:
     """Name of the model."""
     architecture: str | None
     """Its architecture's name."""
+    weights_sha256: str | None
+    """Hash of the base's weights; None in a run that does not tell."""
     n_layers: int
     """Number of layers."""
     n_heads: int
@@ -323,6 +332,7 @@ def load_results(run: Path, summary: Document | None = None) -> StudyResults:
     return StudyResults(
         model=model["name"].text(),
         architecture=model["architecture"].text_or_none(),
+        weights_sha256=model["weights_sha256"].text_or_none(),
         n_layers=n_layers,
         n_heads=n_heads,
         task=summary["task"].text(),

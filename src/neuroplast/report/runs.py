@@ -1,13 +1,13 @@
 """Several runs on one page: what each says of the findings, of every stage, and how alike their mechanisms are.
 
-Runs are told apart by the names of their folders. Head effects are compared between runs whose models have as many
-layers and heads; the correlation is over all heads, of the means over each run's own prompts, and for its interval each
-run's prompts are resampled.
+Runs are told apart by the names of their folders, with as much of the path as that takes. Head effects are compared
+between runs of the same base weights, for elsewhere a head of one model is not that of the other; the correlation is
+over all heads, of the means over prompts. For its interval the prompts are resampled, together where both runs measured
+the same ones.
 """
 
 import csv
 import io
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,13 +17,15 @@ import numpy as np
 
 from neuroplast.errors import InputError
 from neuroplast.report import style
+from neuroplast.report.measured import load_measured
 from neuroplast.report.page import RESTORATION_MEANING
+from neuroplast.report.prompts import PROMPTS
 from neuroplast.report.render import render
 from neuroplast.report.results import Claim, Estimate, Stage, StudyResults, load_results
 from neuroplast.report.timeline import TimelineWay, build_ways
 from neuroplast.report.trajectories import Plasticity, load_followed, load_plasticity
 from neuroplast.statistics import bootstrap_weights, interval, row_correlations
-from neuroplast.storage import load_tensors, write_text
+from neuroplast.storage import write_text
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7a6a00", "#555c66")
 """One a run, after Okabe and Ito; the ninth has the first's."""
@@ -88,17 +90,19 @@ def write_runs_page(folders: Sequence[Path], out: Path) -> tuple[Path, Path]:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["run", "model", "task", "stage", "quantity", "value", "low", "high", "why"])
     writer.writerows(row for run in runs for row in _rows(run))
+    likeness = _likeness(runs)
+    for each in likeness:
+        low, high = each.correlation.interval or (None, None)
+        found = (each.correlation.value, low, high, each.correlation.why)
+        writer.writerow([each.first, "", "", "", f"correlation of head effects with {each.second}", *found])
     write_text(table, text.getvalue())
-    write_text(out, _render(runs))
+    write_text(out, _render(runs, likeness))
     return out, table
 
 
 def _load(folders: Sequence[Path]) -> tuple[Run, ...]:
-    names = Counter(folder.resolve().name for folder in folders)
     found: list[Run] = []
-    for number, folder in enumerate(folders):
-        whole = folder.resolve()
-        name = whole.name if names[whole.name] == 1 else f"{whole.parent.name}/{whole.name}"
+    for number, (folder, name) in enumerate(zip(folders, _names([each.resolve() for each in folders]), strict=True)):
         results = load_results(folder)
         followed = load_followed(folder, results)
         ways, plasticity = build_ways(folder, results, followed), load_plasticity(folder, results)
@@ -106,8 +110,16 @@ def _load(folders: Sequence[Path]) -> tuple[Run, ...]:
     return tuple(found)
 
 
+def _names(folders: Sequence[Path]) -> list[str]:
+    """As many last parts of each path as tell all of them apart."""
+    parts = 1
+    while len({folder.parts[-parts:] for folder in folders}) < len(folders):
+        parts += 1
+    return ["/".join(folder.parts[-parts:]) for folder in folders]
+
+
 def _rows(run: Run) -> Iterator[list[str | float | None]]:
-    """Rows of the table: findings, stages and restoration of one run."""
+    """Rows of the table: findings, stages, restoration and every moment of one run."""
     results = run.results
 
     def row(stage: str, quantity: str, found: Estimate) -> list[str | float | None]:
@@ -124,9 +136,17 @@ def _rows(run: Run) -> Iterator[list[str | float | None]]:
         for each in stage.restoration:
             yield row(stage.id, f"restoration/{each.name}", each.recovered)
             yield row(stage.id, f"restoration/{each.name}/control", each.control)
+    for way in run.plasticity:
+        for (direction, what), each in way.half_way.items():
+            yield row(way.back.id, f"half_way_steps/{direction}/{what}", each)
+    for way in run.ways:
+        for moment in way.moments:
+            place = f"step {moment.at} of {way.name}, seed {way.seed}"
+            yield row(moment.stage, f"logit_diff at {place}", moment.logit_diff)
+            yield row(moment.stage, f"similarity_to_base at {place}", moment.similarity)
 
 
-def _render(runs: tuple[Run, ...]) -> str:
+def _render(runs: tuple[Run, ...], likeness: list[Likeness]) -> str:
     stages = dict.fromkeys(stage.id for run in runs for stage in style.reading_order(run.results))
     by_run = {run.name: {stage.id: stage for stage in run.results.stages} for run in runs}
     claims = {claim.id: claim.statement for run in runs for claim in run.results.claims}
@@ -144,7 +164,7 @@ def _render(runs: tuple[Run, ...]) -> str:
             run.name: {(way.back.id, *place): each for way in run.plasticity for place, each in way.half_way.items()}
             for run in runs
         },
-        likeness=_likeness(runs),
+        likeness=likeness,
         stores={
             "scales": {"light": style.DIVERGING, "dark": style.DIVERGING_DARK},
             "runs-data": [_chart(run) for run in runs],
@@ -161,7 +181,7 @@ def _likeness(runs: Sequence[Run]) -> list[Likeness]:
     found: list[Likeness] = []
     for number, one in enumerate(runs):
         for other in runs[number + 1 :]:
-            if (one.results.n_layers, one.results.n_heads) != (other.results.n_layers, other.results.n_heads):
+            if one.results.weights_sha256 is None or one.results.weights_sha256 != other.results.weights_sha256:
                 continue
             theirs = {stage.id: stage for stage in other.results.stages}
             for stage in style.reading_order(one.results):
@@ -176,15 +196,23 @@ def _correlation(one: Run, stage: Stage, other: Run, twin: Stage) -> Estimate:
     value = row_correlations(*(np.ravel(each.effects.mean)[None] for each in (stage, twin)))[0]
     if not np.isfinite(value):
         return Estimate(None, None, "all heads have the same effect")
+    shape = (one.results.n_layers, one.results.n_heads, None)
+    same_prompts = _prompts_of(one) == _prompts_of(other)
     drawn: list[np.ndarray] = []
-    for seed, (run, each) in enumerate(((one, stage), (other, twin))):
+    for number, (run, each) in enumerate(((one, stage), (other, twin))):
         path = run.folder / f"stages/{each.id}/effects.safetensors"
         if not path.is_file():
             return Estimate(float(value), None)
-        effects = load_tensors(path)["effects"].double().flatten(0, 1).numpy()
-        drawn.append(bootstrap_weights(effects.shape[1], seed) @ effects.T)
+        (effects,) = load_measured(path, {"effects": shape})
+        weights = bootstrap_weights(effects.shape[2], 0 if same_prompts else number)
+        drawn.append(weights @ effects.reshape(-1, effects.shape[2]).T)
     low, high = interval(row_correlations(*drawn))
     return Estimate(float(value), (float(low), float(high)))
+
+
+def _prompts_of(run: Run) -> bytes | None:
+    path = run.folder / PROMPTS
+    return path.read_bytes() if path.is_file() else None
 
 
 def _chart(run: Run) -> dict[str, Any]:

@@ -4,7 +4,8 @@ A *way* is what became of one model: base, then each step of a training that was
 the ladder where none was, then the training after it. At each moment: the logit difference, the likeness to base, the
 direct effect of every head, and how strong each node of base's circuit is beside base. That is, of a head that acts on
 the logits, its own direct effect; of another head with a role, what is lost when all heads of its role are patched at
-once. 1 is as in base, 0 is nothing, below 0 it works the other way round.
+once. 1 is as in base, 0 is nothing, below 0 it works the other way round; undefined where the interval of base's own
+strength includes 0.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,13 +16,13 @@ from typing import Any
 import numpy as np
 
 from neuroplast.circuits.circuit import Circuit
+from neuroplast.components import Node
 from neuroplast.report import style
-from neuroplast.report.results import Estimate, Matrix, Stage, StudyResults
+from neuroplast.report.measured import load_measured
+from neuroplast.report.results import Estimate, Matrix, Stage, StudyResults, numbers
 from neuroplast.report.trajectories import FollowedStage, step_file
-from neuroplast.storage import load_tensors
 
-STEADY = 0.01
-"""Least strength in base, as a share of base's logit difference, that others are held against: less is noise."""
+NOTHING = Estimate(None)
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class Moment:
     """Correlation of head effects with base's."""
     effects: Matrix
     """Mean direct effect of every head, [layer][head]."""
-    totals: Mapping[str, float]
+    totals: Mapping[str, Estimate]
     """By role, what is lost when all its heads are patched at once; empty where that was not measured."""
 
 
@@ -66,7 +67,8 @@ def build_ways(run: Path, results: StudyResults, followed: Mapping[str, Followed
     """The ways of a run: each poison's damage and recovery first, then clean trainings from base.
 
     Raises:
-        StorageError: when a measurement on the way is missing or damaged.
+        InputError: when a measurement on the way does not hold what it should.
+        StorageError: when one is missing or cannot be read.
     """
     stages = {stage.id: stage for stage in results.stages}
     parents = {stage.parent for stage in results.stages}
@@ -86,17 +88,19 @@ def build_ways(run: Path, results: StudyResults, followed: Mapping[str, Followed
 def _way(run: Path, results: StudyResults, line: Sequence[Stage], followed: Mapping[str, FollowedStage]) -> TimelineWay:
     base, trained, end = line[0], line[1:], line[-1]
     moments: list[Moment] = []
-    start = 0
-    whole = all(stage.id in followed for stage in trained)
+    start, shape = 0, (results.n_layers, results.n_heads)
+    # A way without its first step has no base among its moments, so it is told by its stages.
+    whole = all(stage.id in followed for stage in trained) and followed[trained[0].id].points[0].step == 0
     for stage in trained:
         if whole:
-            moments += _followed(run, followed[stage.id], start, base if not moments else None)
+            moments += _followed(run, shape, followed[stage.id], start, base if not moments else None)
         else:
             moments += [_measured(point, start) for point in results.points if point.id == stage.id]
         start += stage.step
     if not whole:
         moments.insert(0, _measured(base, 0))
-    name = " ".join(filter(None, (end.poison, "and recovery"))) if end.poison else end.id.rpartition("/")[2]
+    name = end.poison or end.id.rpartition("/")[2]
+    name += " and recovery" if end.kind == "recovered" else ""
     n_prompts = followed[end.id].n_prompts if whole else end.n_prompts
     return TimelineWay(name.replace("_", " "), end.seed, tuple(moments), n_prompts)
 
@@ -115,13 +119,13 @@ def _measured(point: Stage, start: int) -> Moment:
     )
 
 
-def _followed(run: Path, stage: FollowedStage, start: int, base: Stage | None) -> list[Moment]:
+def _followed(run: Path, shape: tuple[int, int], stage: FollowedStage, start: int, base: Stage | None) -> list[Moment]:
     """The steps of a stage; its step 0 is the end of the stage before, and told only of base."""
     found: list[Moment] = []
     for point in stage.points:
         if point.step == 0 and base is None:
             continue
-        effects = load_tensors(run / step_file(stage.id, point.step))["effects"].double().mean(dim=-1)
+        (effects,) = load_measured(run / step_file(stage.id, point.step), {"effects": (*shape, None)})
         is_base = base is not None and point.step == 0
         found.append(
             Moment(
@@ -132,50 +136,56 @@ def _followed(run: Path, stage: FollowedStage, start: int, base: Stage | None) -
                 logit_diff=point.logit_diff,
                 accuracy=point.accuracy,
                 similarity=point.similarity,
-                effects=tuple(map(tuple, effects.tolist())),
-                totals={
-                    role: total.value
-                    for role, each in point.roles.items()
-                    if (total := each.get("total")) and total.value is not None
-                },
+                effects=tuple(map(tuple, effects.mean(axis=-1).tolist())),
+                totals={role: each["total"] for role, each in point.roles.items() if "total" in each},
             )
         )
     return found
 
 
-def strengths(way: TimelineWay, circuit: Circuit) -> dict[str, list[float | None]]:
+def strengths(way: TimelineWay, circuit: Circuit, base: Stage) -> dict[str, list[float | None]]:
     """By head of base's circuit, its strength at each moment as a share of that in base; None where there is none.
 
     Args:
         way: the way.
         circuit: base's.
+        base: whose intervals say whether there is a strength to hold others against.
     """
-    acting = {edge.source for edge in circuit.edges if edge.destination.kind == "logits"}
-    least = STEADY * abs(way.moments[0].logit_diff.known)
+    acting = acting_heads(circuit)
     found: dict[str, list[float | None]] = {}
     for node in circuit.heads:
         role = circuit.roles.get(node)
+        layer, head = node.layer or 0, node.head or 0
         if node in acting:
-            values: list[float | None] = [m.effects[node.layer or 0][node.head or 0] for m in way.moments]
+            values: list[float | None] = [moment.effects[layer][head] for moment in way.moments]
+            interval = (base.effects.low[layer][head], base.effects.high[layer][head])
         else:
-            values = [m.totals.get(role.name) if role else None for m in way.moments]
-        base = values[0]
-        steady = base is not None and abs(base) >= least
-        found[str(node)] = [value / base if steady and base and value is not None else None for value in values]
+            totals = [moment.totals.get(role.name if role else "", NOTHING) for moment in way.moments]
+            values, interval = [total.value for total in totals], totals[0].interval
+        start = values[0]
+        holds = start is not None and interval is not None and not interval[0] <= 0 <= interval[1]
+        found[str(node)] = [value / start if holds and start and value is not None else None for value in values]
     return found
 
 
-def timeline_data(ways: Sequence[TimelineWay], circuit: Circuit | None) -> dict[str, Any]:
+def acting_heads(circuit: Circuit) -> set[Node]:
+    """The heads of a circuit that act on the logits."""
+    return {edge.source for edge in circuit.edges if edge.destination.kind == "logits"}
+
+
+def timeline_data(ways: Sequence[TimelineWay], circuit: Circuit | None, base: Stage) -> dict[str, Any]:
     """What the page's script moves along; effects are whole thousandths of `bound`.
 
     Args:
         ways: from `build_ways`.
         circuit: base's; None where it has none.
+        base: the stage.
     """
     largest = [float(np.abs(np.array(moment.effects)).max()) for way in ways for moment in way.moments]
     bound = max(largest, default=0.0) or 1.0
     return {
         "bound": bound,
+        "acting": sorted(str(node) for node in acting_heads(circuit)) if circuit else [],
         "ways": [
             {
                 "name": way.name,
@@ -186,25 +196,18 @@ def timeline_data(ways: Sequence[TimelineWay], circuit: Circuit | None) -> dict[
                         "kind": moment.kind,
                         "step": moment.step,
                         "at": moment.at,
-                        "ld": _numbers(moment.logit_diff),
+                        "ld": numbers(moment.logit_diff),
                         "accuracy": moment.accuracy,
-                        "similarity": _numbers(moment.similarity),
+                        "similarity": numbers(moment.similarity),
                         "effects": np.rint(np.array(moment.effects) / bound * 1000).astype(int).ravel().tolist(),
                     }
                     for moment in way.moments
                 ],
                 "strengths": {
                     node: [None if value is None else round(value, 3) for value in values]
-                    for node, values in (strengths(way, circuit) if circuit else {}).items()
+                    for node, values in (strengths(way, circuit, base) if circuit else {}).items()
                 },
             }
             for way in ways
         ],
     }
-
-
-def _numbers(found: Estimate) -> list[float] | None:
-    """Value, and the interval where there is one."""
-    if found.value is None:
-        return None
-    return [round(number, 4) for number in (found.value, *(found.interval or ()))]

@@ -16,8 +16,9 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from neuroplast.errors import InputError
 from neuroplast.report import style
-from neuroplast.report.documents import Document, load_document
+from neuroplast.report.documents import REMEDY, Document, load_document
 from neuroplast.report.figures import DPI, tidy, write_both
 from neuroplast.report.results import Estimate, StudyResults, read_estimate
 
@@ -259,9 +260,12 @@ def _cells(found: Estimate) -> tuple[float | None, float | None, float | None]:
 
 
 def _point(point: Document) -> Point:
+    logit_diff = read_estimate(point["logit_diff"])
+    if logit_diff.value is None:
+        raise InputError(f"{point.where}: expected a logit difference, got none; {REMEDY}")
     return Point(
         step=point["step"].integer(),
-        logit_diff=read_estimate(point["logit_diff"]),
+        logit_diff=logit_diff,
         accuracy=point["accuracy"].number_or_none(),
         similarity=read_estimate(point["similarity_to_base"]),
         circuit=read_estimate(point["circuit_logit_diff"]),

@@ -79,8 +79,7 @@ def run_look(
 
 
 def _head_document(shares: Mapping[str, np.ndarray], copied: np.ndarray, weights: Weights) -> dict[str, Any]:
-    attention = {name: each for name, each in shares.items() if name.startswith(ATTENTION)}
-    del attention[FIRST_TOKEN]
+    attention = {name: each for name, each in shares.items() if name.startswith(ATTENTION) and name != FIRST_TOKEN}
     return {
         "attention": {
             name.removeprefix(ATTENTION): estimate_document(estimate_known_mean(weights, each))

@@ -39,7 +39,7 @@ from neuroplast.storage import (
 from neuroplast.study.circuits import NO_CIRCUIT, Circuits, CircuitStudy, load_circuits, summary_document
 from neuroplast.study.claims import build_claims
 from neuroplast.study.following import PLASTICITY, TRAJECTORY, FollowStudy
-from neuroplast.study.heads import HEADS, choose_heads, run_look
+from neuroplast.study.heads import HEADS, PATTERNS, choose_heads, run_look
 from neuroplast.study.manifest import MANIFEST, open_manifest
 from neuroplast.study.measure import (
     Measured,
@@ -151,9 +151,10 @@ class _Run:
             self.observer.stage(stage.id, index, len(self.stages))
             started = time.monotonic()
             self.following.seconds = 0.0
-            if self._run_stage(stage) or not self.manifest.has(stage):
+            is_new = self._run_stage(stage)
+            if is_new or not self.manifest.has(stage):
                 self.manifest.note_stage(stage, time.monotonic() - started, self.following.seconds)
-            if growing and index + 1 < len(self.stages):
+            if growing and is_new and index + 1 < len(self.stages) and not (self.out / "summary.json").is_file():
                 write_growing_page(self.out, self._summary(self.stages[: index + 1]), len(self.stages))
         write_json(self.out / PLASTICITY, self._plasticity())
         summary = self._summary(self.stages)
@@ -165,7 +166,8 @@ class _Run:
         wanted = [self.out / point.folder / "measures.json" for point in stage.points]
         wanted += [self._comparison(stage)] if stage in self._compared() else []
         wanted += [self.out / stage.folder / TRAJECTORY] if stage in self._followed() else []
-        wanted += [self.out / stage.folder / HEADS] if stage.kind in self.config.look_stages else []
+        if stage.kind in self.config.look_stages:
+            wanted += [self.out / stage.folder / name for name in (PATTERNS, HEADS)]
         if all(path.is_file() for path in wanted):
             return False
         if stage.parent is not None:
@@ -265,7 +267,7 @@ class _Run:
     def _look(self, stage: Stage) -> None:
         """Writes what single heads do."""
         folder = self.out / stage.folder
-        if (folder / HEADS).is_file():
+        if all((folder / name).is_file() for name in (PATTERNS, HEADS)):
             return
         own = self._circuits_of(stage.id)
         circuits = [self._nodes_of_base(), own.nodes if own else None]

@@ -4,17 +4,17 @@ A path that ends in `.jsonl` is a task: `--task my.jsonl`, `task = "my.jsonl"`, 
 every file and picture, is the file's; where the file lies is in the settings alone.
 
 - **Splits.** A record may say `"split": "train"` or `"eval"`; then all do. Where none does, every third record is for
-  `eval`, the others for `train`, as in the tasks of the package. What is measured is always of `eval`, also by commands
-  that do not train, so that a model that was trained on the file is never measured on what it was trained on. A prompt
-  that comes twice is refused: it could be in both.
+  `eval`, the others for `train`, as in the tasks of the package. What is measured is of `eval` unless another split is
+  asked for, also by commands that do not train, so that a model that was trained on the file is not measured on what it
+  was trained on. A prompt that comes twice is refused: it could be in both. A *counterfactual* may be a prompt of
+  another record, which may be trained on: it is run, never scored.
 - **How many.** Examples to train on are repeated, in an order that the seed draws anew each time round, until there are
   as many as were asked for. Poisoned and clean examples are drawn from the same records, so a retraining sees prompts
   that were poisoned, with their right answers. Prompts that are measured are never repeated, because intervals resample
   them: where fewer exist than were asked for all are taken, and it is said. At least `MINIMUM` are needed.
 - **Others.** What is chosen on some prompts and judged on others gets two halves. Knocked-out heads are averaged over
   records that are not measured, those to train on among them, of the same template, group and length; only where there
-  is no other of that kind do the measured ones of it serve. The mean takes their counterfactuals, not the prompts that
-  are trained on.
+  is no other of that kind do the measured ones of it serve. The mean takes their counterfactuals.
 - **Counterfactual.** The records' own is the only one, and is called `own`.
 """
 

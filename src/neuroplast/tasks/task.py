@@ -44,7 +44,7 @@ class Task:
         n: int = 64,
         seed: int = 0,
         *,
-        split: Split = "all",
+        split: Split | None = None,
         counterfactual: str | None = None,
     ) -> PromptSet:
         """Prompts for one model; see the task's `build_records`.
@@ -53,15 +53,15 @@ class Task:
             model: anything with a fast tokenizer.
             n: how many, at least 1; the task of a file gives as many as it has, where that is fewer.
             seed: the same seed gives the same prompts for the same tokenizer.
-            split: `all`, `train` or `eval`; the last two share no words that the answer depends on, or, of the task of
-                a file, no prompt.
+            split: `all`, `train` or `eval`, which share no words that the answer depends on, or, of the task of a
+                file, no prompt; None takes the one that is measured where nothing is trained: `all`, of a file `eval`.
             counterfactual: one of the task's; None takes its first.
 
         Raises:
             InputError: when the task cannot be written for the model's tokenizer, or is asked for what it has not.
         """
         kind = self.counterfactuals[0] if counterfactual is None else counterfactual
-        records = self.build_records(model.tokenizer, n, seed, split=split, counterfactual=kind)
+        records = self.build_records(model.tokenizer, n, seed, split=split or self.measured_split, counterfactual=kind)
         return build_prompt_set(model.tokenizer, self.name, records)
 
     def apart(

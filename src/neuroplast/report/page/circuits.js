@@ -7,6 +7,8 @@
   const triangle = (row) => row * (row + 1) / 2;
 
   const partOf = (node) => node.split("@")[0];
+  /* Effects on the logits are measured at END, wherever else a head stands. */
+  const atEnd = (node) => (placeOf(node) === "end" ? "" : " at END");
   const placeOf = (node) => node.split("@")[1] || "end";
 
   function hintOf(box, stage) {
@@ -15,7 +17,7 @@
     seen.sort((a, b) => b[1][0] - a[1][0]);
     return [
       node, box.dataset.role, box.dataset.score && `score in the circuit ${box.dataset.score}`,
-      effect && `direct effect ${estimate(effect[stage])}`,
+      effect && `direct effect${atEnd(node)} ${estimate(effect[stage])}`,
       ...seen.slice(0, 2).map(([name, found]) => `attention to ${name} ${number(found[0])}`),
       look && look.copy && `copies ${number(100 * look.copy[0], 0)} % of the names`,
     ];
@@ -33,7 +35,7 @@
     const part = partOf(node);
     const kept = data.patterns.map((each, index) => [index, each && each[part]]).filter(([, each]) => each);
     if (!kept.length) {
-      html("p", { class: "note" }, parent, "Its attention was not kept; the study keeps that of base’s circuit and of the strongest heads.");
+      html("p", { class: "note" }, parent, "The page has no attention of it: the study keeps that of the circuits’ and of the strongest heads (patterns.safetensors), and shows what there is room for.");
       return;
     }
     const bar = html("div", { class: "controls" }, parent);
@@ -61,7 +63,12 @@
           html("bdi", {}, button, token.trim() || "␣");
           button.addEventListener("pointerenter", (event) => page.showHint(event, [token, key <= query ? `${number(100 * weight, 0)} % of its attention` : "comes later"]));
           button.addEventListener("pointerleave", page.hideHint);
-          button.addEventListener("click", () => { from = key; draw(); });
+          button.addEventListener("click", () => {
+            const row = [...grid.children].indexOf(button.closest(".strip"));
+            from = key;
+            draw();
+            grid.children[row].querySelectorAll(".token")[key].focus();
+          });
         });
       }
     }
@@ -77,7 +84,7 @@
     const scroll = html("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": `${node} over the stages` }, parent);
     const table = html("table", { class: "dense" }, scroll);
     const head = html("tr", {}, html("thead", {}, table));
-    ["Stage", "Direct effect", ...names.map((name) => `Attention to ${name}`), "Copies", "Copies negatively"].forEach(
+    ["Stage", `Direct effect${atEnd(node)}`, ...names.map((name) => `Attention to ${name}`), "Copies", "Copies negatively"].forEach(
       (name, index) => html("th", index ? { class: "n", scope: "col" } : { scope: "col" }, head, name),
     );
     const body = html("tbody", {}, table);
@@ -106,6 +113,7 @@
       chosen = box === chosen ? null : box;
       panel.replaceChildren();
       panel.hidden = !chosen;
+      for (const each of figure.querySelectorAll('[data-part="true"]')) each.setAttribute("aria-expanded", String(each === chosen));
       if (!chosen) return highlight(drawing, null);
       chosen.classList.add("chosen");
       const node = chosen.dataset.node;

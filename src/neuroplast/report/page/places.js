@@ -4,7 +4,7 @@
   if (!store) return;
   const maps = page.read("places-data");
   for (const box of document.querySelectorAll("[data-map]")) {
-    const { values, layers, heads, bound, label } = maps[box.dataset.map];
-    page.heatMap(box, layers, heads, bound, label).paint(values);
+    const { values, layers, heads, bound, label, what } = maps[box.dataset.map];
+    page.heatMap(box, layers, heads, bound, label, what).paint(values);
   }
 })();

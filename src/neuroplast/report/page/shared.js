@@ -24,7 +24,12 @@ const page = (() => {
     return a.map((value, index) => Math.round(value + rest * (b[index] - value)));
   }
   const rgb = (parts) => `rgb(${parts.join(",")})`;
-  const inkOn = ([r, g, b]) => (0.2126 * r + 0.7152 * g + 0.0722 * b < 128 ? "#ffffff" : "#14181f");
+  /* The ink of higher contrast, by the relative luminance of WCAG 2. */
+  function inkOn(parts) {
+    const [r, g, b] = parts.map((part) => part / 255).map((c) => (c <= 0.03928 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4));
+    const light = 0.2126 * r + 0.7152 * g + 0.0722 * b;
+    return 1.05 / (light + 0.05) > (light + 0.05) / 0.0582 ? "#ffffff" : "#14181f";
+  }
 
   function element(namespace, tag, attributes, parent, text) {
     const made = namespace ? document.createElementNS(namespace, tag) : document.createElement(tag);
@@ -66,7 +71,7 @@ const page = (() => {
   addEventListener("keydown", (event) => event.key === "Escape" && hideHint());
 
   /* Effects of all heads, layer 0 below; `paint(values)` shows others. The arrow keys walk from head to head. */
-  function heatMap(parent, layers, heads, bound, label) {
+  function heatMap(parent, layers, heads, bound, label, what = "effect") {
     const wide = Math.max(9, Math.min(36, Math.floor(320 / heads))), high = Math.max(7, Math.min(28, Math.floor(360 / layers)));
     const left = 40, low = 36, width = left + heads * wide, height = layers * high + low;
     const drawing = svg("svg", {
@@ -91,7 +96,7 @@ const page = (() => {
     const ring = svg("rect", { width: wide - 1, height: high - 1, class: "ring", visibility: "hidden" }, drawing);
     let at = 0, shown = [], extra = () => [];
     const name = (index) => `a${Math.floor(index / heads)}.h${index % heads}`;
-    const lines = (index) => [name(index), `effect ${number(shown[index], 3)}`, ...extra(index)];
+    const lines = (index) => [name(index), `${what} ${number(shown[index], 3)}`, ...extra(index)];
     drawing.addEventListener("pointermove", (event) => {
       const index = event.target.dataset.index;
       if (index === undefined) return hideHint();

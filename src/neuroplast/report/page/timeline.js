@@ -11,6 +11,7 @@
   const chart = find("chart");
   let current, cursor, timer = 0;
 
+  const acting = new Set(data.acting);
   const moments = () => current.moments;
 
   function drawChart() {
@@ -75,7 +76,8 @@
       const below = box.querySelector(".score");
       if (below) below.textContent = known ? `${number(100 * value, 0)} %` : "";
       if (box.dataset.part === "true") {
-        box.setAttribute("aria-label", `${box.dataset.node}: ${known ? number(100 * value, 0) + " percent of its strength in base" : "strength not measured"}`);
+        const whose = acting.has(box.dataset.node) ? "its" : "its role’s";
+        box.setAttribute("aria-label", `${box.dataset.node}: ${known ? `${number(100 * value, 0)} percent of ${whose} strength in base` : "no strength to compare"}`);
       }
     }
     for (const line of graph.querySelectorAll("[data-source]")) {
@@ -116,11 +118,13 @@
     clearInterval(timer);
     timer = 0;
     play.textContent = "Play";
+    said.setAttribute("aria-live", "polite");
   }
   play.addEventListener("click", () => {
     if (timer) return stop();
     if (Number(slider.value) === Number(slider.max)) slider.value = 0;
     play.textContent = "Pause";
+    said.setAttribute("aria-live", "off");  // or a screen reader would have no time to say it
     show();
     timer = setInterval(() => {
       slider.value = Number(slider.value) + 1;
