@@ -10,7 +10,7 @@ from neuroplast.audit import AuditConfig, run_audit
 from neuroplast.models.sources import load_model
 from neuroplast.report import write_report, write_runs_page
 from neuroplast.training.finetune import save_checkpoint
-from synthetic_run import HOSTILE, LADDER, PROMPTS, write_run
+from synthetic_run import HOSTILE, LADDER, PROMPTS, effects_of, write_run
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,7 @@ def test_hostile_texts_are_shown_as_text(page: Browser) -> None:
     assert HOSTILE in page.find("#prompts-area").text
     assert PROMPTS[1]["template"].strip() in page.find("#prompts-area").text
     assert "</script>" in page.find(".inspector .tokens").text
-    injected = page.all("script[src], img[src='x'], main td b.x, #prompts-area td i, .inspector i, .hint i")
+    injected = page.all("script[src], img[src='x'], #prompts-area td i, #prompts-area bdi b, .inspector i, .hint i")
     assert injected == [] and len(page.all("script")) == 7
     assert page.errors == [], "no alert, no error"
 
@@ -151,7 +151,8 @@ def test_a_prompt_opens_to_what_each_head_does_on_it(page: Browser) -> None:
     detail = page.find("#prompts-area tr.detail")
     assert len(detail.find_elements("css selector", "svg.heat")) == 2, "base, and the stage"
     strongest = detail.find_element("css selector", ".strongest li").text
-    assert strongest == "a23.h3 −2.376"
+    effect = float(effects_of("recovered", 0, len(PROMPTS))[23, 3, 1])
+    assert strongest == f"a23.h3 {effect:.3f}".replace("-", "−"), "the worst prompt is the second"
 
 
 def test_heat_maps_take_the_keyboard(page: Browser) -> None:
