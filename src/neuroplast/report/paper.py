@@ -112,7 +112,9 @@ def claims_table(results: StudyResults) -> Table:
         for claim in results.claims
     ]
     caption = f"{results.model} on {results.task}: the findings, 95 % intervals over prompts in brackets."
-    return Table("paper_claims", caption, ("finding", "verdict", "value", "held against"), tuple(rows))
+    return Table(
+        "paper_claims", caption, ("finding", "verdict", "value", "held against, or why there is none"), tuple(rows)
+    )
 
 
 def restoration_table(results: StudyResults) -> Table:

@@ -98,7 +98,7 @@ def build_place(document: Mapping[str, Any], name: str, kind: str) -> Place:
     """
     changed = "maps" in document
     expressed, stored = (document[name]["circuit"] if changed else None for name in ("expressed", "stored"))
-    nothing = Estimate(None, None, "nothing changed")
+    nothing, rows = Estimate(None, None, "nothing changed"), tuple(summary_rows(document))
     return Place(
         name=name,
         kind=kind,
@@ -111,8 +111,8 @@ def build_place(document: Mapping[str, Any], name: str, kind: str) -> Place:
         groups=_groups(document) if changed else (),
         undoes=np.array(document["maps"]["undoes"], dtype=float) if changed else None,
         stored_map=np.array(document["maps"]["stored"], dtype=float) if changed else None,
-        spared=_spared(document) if changed else (),
-        rows=tuple(summary_rows(document)),
+        spared=_spared(document, rows) if changed else (),
+        rows=rows,
     )
 
 
@@ -123,8 +123,8 @@ def _groups(document: Mapping[str, Any]) -> tuple[tuple[str, float], ...]:
     )
 
 
-def _spared(document: Mapping[str, Any]) -> tuple[Spared, ...]:
-    held = {row[0].removeprefix("spared: "): row[3] for row in summary_rows(document) if row[0].startswith("spared: ")}
+def _spared(document: Mapping[str, Any], rows: Sequence[tuple[str, str, str, str]]) -> tuple[Spared, ...]:
+    held = {row[0].removeprefix("spared: "): row[3] for row in rows if row[0].startswith("spared: ")}
     found: list[Spared] = []
     for task, each in document["spared"].items():
         kept = each.get("kept")

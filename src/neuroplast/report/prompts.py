@@ -32,6 +32,10 @@ class Prompt:
     """The name of its pattern."""
     group: str
     """The split that is reported apart."""
+    n_answers: int = 1
+    """How many right continuations there are."""
+    n_foils: int = 1
+    """How many wrong ones."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +67,8 @@ def load_prompts(run: Path, stages: Sequence[Stage]) -> tuple[tuple[Prompt, ...]
             row["foil"].text(),
             row["template"].text_or_none() or "",
             row["group"].text_or_none() or "",
+            1 + len(row["more_answers"].elements()),
+            1 + len(row["more_foils"].elements()),
         )
         for row in rows
     )
@@ -105,7 +111,7 @@ def prompts_data(prompts: Sequence[Prompt], on: dict[str, OnPrompts], stages: Se
         )
     return {
         "bound": bound,
-        "prompts": [[p.text, p.answer, p.foil, p.template, p.group] for p in prompts],
+        "prompts": [[p.text, p.answer, p.foil, p.template, p.group, p.n_answers, p.n_foils] for p in prompts],
         "stages": rows,
     }
 

@@ -10,9 +10,9 @@ from neuroplast.report import style
 
 
 def render(template: str, **values: Any) -> str:
-    """Fills a template of the folder `page`."""
+    """Fills a template of the folder `templates`."""
     environment = Environment(
-        loader=PackageLoader("neuroplast.report", "page"),
+        loader=PackageLoader("neuroplast.report", "templates"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

@@ -19,11 +19,11 @@ from neuroplast.circuits.evaluate import estimate_document
 from neuroplast.circuits.head_measures import COPY, FIRST_TOKEN, NEGATIVE_COPY, measure_on_task
 from neuroplast.components import Node
 from neuroplast.models.network import Network
+from neuroplast.report.looks import HEADS, PATTERNS
 from neuroplast.statistics import Weights, estimate_known_mean
 from neuroplast.storage import write_json, write_tensors
 from neuroplast.tasks.prompts import PromptSet
 
-HEADS, PATTERNS = "heads.json", "patterns.safetensors"
 MOST_HEADS = 64
 """Heads of a circuit that are looked at, the strongest first."""
 MOST_DIRECT = 10

@@ -25,6 +25,7 @@ from neuroplast.models.sources import load_model, weights_sha256
 from neuroplast.observer import Observer, Silent
 from neuroplast.plasticity.restoration import similarity
 from neuroplast.report import write_growing_page, write_report
+from neuroplast.report.looks import HEADS, PATTERNS
 from neuroplast.statistics import bootstrap_weights
 from neuroplast.storage import (
     Parts,
@@ -39,7 +40,7 @@ from neuroplast.storage import (
 from neuroplast.study.circuits import NO_CIRCUIT, Circuits, CircuitStudy, load_circuits, summary_document
 from neuroplast.study.claims import build_claims
 from neuroplast.study.following import PLASTICITY, TRAJECTORY, FollowStudy
-from neuroplast.study.heads import HEADS, PATTERNS, choose_heads, run_look
+from neuroplast.study.heads import choose_heads, run_look
 from neuroplast.study.manifest import MANIFEST, open_manifest
 from neuroplast.study.measure import (
     Measured,

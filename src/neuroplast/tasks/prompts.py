@@ -19,8 +19,6 @@ from torch import Tensor
 
 from neuroplast.errors import InputError, unknown_name
 from neuroplast.tasks.records import Complain, Record, check_marks, refuse
-from neuroplast.tasks.records import load_records as load_records
-from neuroplast.tasks.records import save_records as save_records
 
 T = TypeVar("T")
 

@@ -7,6 +7,7 @@
   const chosen = area.querySelector("select"), body = area.querySelector("tbody");
   const buttons = [...area.querySelectorAll("th button")];
   const base = data.stages.find((stage) => stage.kind === "base") || data.stages[0];
+  const closers = new Map();
   let order = { key: "ld", up: true };
 
   function effectsOf(stage, row) {
@@ -26,7 +27,7 @@
   };
 
   function open(row, stage, after) {
-    const detail = html("tr", { class: "detail" });
+    const detail = html("tr", { class: "detail" }), drawn = [];
     const cell = html("td", { colspan: 6 }, detail);
     const maps = html("div", { class: "maps" }, cell);
     const pair = stage === base ? [base] : [base, stage];
@@ -38,7 +39,9 @@
       pair.forEach((each, index) => {
         const box = html("div", {}, maps);
         html("p", { class: "note" }, box, `${each.id}: ${number(each.ld[row])}`);
-        page.heatMap(box, data.layers, data.heads, bound, `Head effects on this prompt, ${each.id}`).paint(known[index]);
+        const map = page.heatMap(box, data.layers, data.heads, bound, `Head effects on this prompt, ${each.id}`);
+        map.paint(known[index]);
+        drawn.push(map);
       });
       const mine = known[known.length - 1];
       const strongest = mine.map((value, index) => [value, index]).sort((a, b) => Math.abs(b[0]) - Math.abs(a[0])).slice(0, 8);
@@ -50,7 +53,10 @@
       }
     }
     after.after(detail);
-    return detail;
+    return () => {
+      detail.remove();
+      drawn.forEach((map) => map.forget());
+    };
   }
 
   function draw() {
@@ -59,24 +65,31 @@
       const [one, other] = [key(a, stage), key(b, stage)];
       return (one < other ? -1 : one > other ? 1 : a - b) * (order.up ? 1 : -1);
     });
+    closers.forEach((close) => close());
+    closers.clear();
     body.replaceChildren();
     for (const row of rows) {
-      const [text, answer, foil, template, group] = data.prompts[row];
+      const [text, answer, foil, template, group, answers, foils] = data.prompts[row];
+      const oneOf = (count) => (count > 1 ? ` (1 of ${count})` : "");
       const line = html("tr", {}, body);
       const name = html("th", { scope: "row" }, line);
       const button = html("button", { type: "button", class: "plain", "aria-expanded": "false", "aria-label": `Prompt ${row + 1}: show head effects` }, name, row + 1);
       const said = html("td", { class: "said" }, line);
       html("bdi", {}, said, text);
-      html("b", { class: "right", title: "right" }, said, answer);
-      html("span", { class: "wrong", title: "wrong" }, said, ` / ${foil.trim()}`);
+      html("b", { class: "right", title: "right" }, said, answer + oneOf(answers));
+      html("span", { class: "wrong", title: "wrong" }, said, ` / ${foil.trim()}${oneOf(foils)}`);
       html("td", { class: "quiet" }, line, [template, group].filter(Boolean).join(" · ") || "–");
       html("td", { class: "n lead" }, line, number(stage.ld[row]));
       html("td", { class: "n" }, line, number(stage.probability[row], 3));
       html("td", { class: "n" }, line, stage === base ? "–" : number(stage.ld[row] - base.ld[row]));
-      let detail = null;
       button.addEventListener("click", () => {
-        if (detail) { detail.remove(); detail = null; } else detail = open(row, stage, line);
-        button.setAttribute("aria-expanded", String(Boolean(detail)));
+        if (closers.has(row)) {
+          closers.get(row)();
+          closers.delete(row);
+        } else {
+          closers.set(row, open(row, stage, line));
+        }
+        button.setAttribute("aria-expanded", String(closers.has(row)));
       });
     }
     for (const button of buttons) {

@@ -119,8 +119,10 @@ const page = (() => {
       extra = more || (() => []);
       cells.forEach((cell, index) => cell.setAttribute("fill", rgb(diverging(values[index] / bound))));
     }
-    listeners.push(() => paint(shown, extra));
-    return { paint, drawing };
+    const repaint = () => paint(shown, extra);
+    listeners.push(repaint);
+    const forget = () => listeners.splice(listeners.indexOf(repaint), 1);
+    return { paint, forget };
   }
 
   return {
