@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from selenium import webdriver
+from selenium.common.exceptions import StaleElementReferenceException
 from selenium.webdriver.common.by import By
 from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.wait import WebDriverWait
@@ -32,7 +33,8 @@ class Browser:
 
     def wait(self, holds: Callable[[], bool]) -> None:
         """Waits until something holds; what changes with the reader's preferences does so a moment later."""
-        WebDriverWait(self.driver, 30, poll_frequency=0.05).until(lambda _: holds())
+        moving = [StaleElementReferenceException]
+        WebDriverWait(self.driver, 30, poll_frequency=0.05, ignored_exceptions=moving).until(lambda _: holds())
 
     def prefer(self, scheme: str) -> None:
         """Lets the reader prefer `light` or `dark`."""

@@ -215,6 +215,8 @@ def load_tensors(path: Path) -> "dict[str, Tensor]":
     """
     from safetensors.torch import load_file
 
+    if not path.is_file():
+        raise StorageError(f"{path} is missing; run the same command again")
     try:
         return load_file(path)
     except (OSError, SafetensorError) as error:

@@ -8,8 +8,10 @@ import torch
 from browser_page import Browser
 from neuroplast.audit import AuditConfig, run_audit
 from neuroplast.models.sources import load_model
+from neuroplast.observer import Silent
 from neuroplast.report import write_report, write_runs_page
 from neuroplast.training.finetune import save_checkpoint
+from neuroplast.watch import Watch
 from synthetic_run import HOSTILE, LADDER, PROMPTS, effects_of, write_run
 
 
@@ -219,3 +221,27 @@ def test_an_audits_page_opens_without_an_error_and_shows_its_maps(browser: Brows
     assert "<b>damaged" in browser.find("h1").text
     assert len(browser.all("svg.heat")) == 4, "before, after, expressed, stored"
     assert "effect" in browser.hover(browser.find("svg.heat rect[data-index='9']"))
+
+
+def test_a_watched_study_shows_its_growing_report_and_keeps_it_when_it_ends(browser: Browser, tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    finished = write_report(run).read_bytes()
+    (run / "report.html").unlink()
+    with Watch(run, Silent()) as watch:
+        watch.stage("poisoned/<b>x", 1, 5)
+        browser.driver.get(watch.address)
+        browser.wait(lambda: "2 of 5: poisoned/<b>x" in browser.find("#stage").text)
+        assert browser.find("#wait").is_displayed()
+        (run / "report.html").write_bytes(finished.replace(b"<main", b"<p id='growing'>so far</p><main", 1))
+        browser.wait(lambda: shows(browser, "#growing"))
+        assert not browser.find("#wait").is_displayed()
+        (run / "report.html").write_bytes(finished)
+    browser.wait(lambda: browser.find("#status").text == "finished")
+    browser.wait(lambda: shows(browser, "#timeline-area") and not shows(browser, "#growing"))
+    assert len(browser.all("iframe")) == 1
+
+
+def shows(browser: Browser, selector: str) -> bool:
+    """Whether the report inside the page has an element."""
+    frame = "[...document.querySelectorAll('iframe')].find((each) => !each.hidden)"
+    return browser.run(f"const f = {frame}; return Boolean(f && f.contentDocument.querySelector('{selector}'))")

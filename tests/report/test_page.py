@@ -423,3 +423,13 @@ def test_writing_twice_gives_the_same_bytes_and_leaves_nothing_half_written(run:
     write_report(run)
     assert everything() == once
     assert not [name for name in once if name.endswith(".partial")]
+
+
+def test_of_several_seeds_and_poisons_the_page_says_which_it_tells_of(make_run: Callable[..., Path]) -> None:
+    html = write_report(make_run(seeds=2, poisons=(POISON, "name_moving"))).read_text(encoding="utf-8")
+    said = visible(html)
+    assert "Seed 0: the logit difference is 4.19 at base" in said
+    assert "Of 2 poisons it moves the logit difference most." in said
+    tiles = html[html.index('class="path"') : html.index("</ol>")]
+    assert tiles.count("<li") == 7, "base, tuned, two poisons, two recoveries, the control"
+    assert "Two seeds have no mean with an interval" in said

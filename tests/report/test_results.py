@@ -123,9 +123,11 @@ def test_a_broken_training_log_is_named(run: Path) -> None:
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="no finished run"):
+    with pytest.raises(InputError, match=r"there is no folder .*nowhere"):
         write_report(tmp_path / "nowhere")
     assert not (tmp_path / "nowhere").exists()
+    with pytest.raises(InputError, match="no finished run"):
+        write_report(tmp_path)
 
 
 def test_a_circuit_that_was_judged_must_be_there(run: Path) -> None:

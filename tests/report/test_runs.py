@@ -112,6 +112,22 @@ def test_what_cannot_be_compared_is_refused_in_a_line(pair: tuple[Path, Path], t
         write_runs_page((pair[0], pair[0]), out)
     with pytest.raises(InputError, match=r"must name a page that ends in .html, got .*runs.txt"):
         write_runs_page(pair, tmp_path / "runs.txt")
+    (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match=r"is no finished run: it has no summary.json"):
-        write_runs_page((pair[0], tmp_path), out)
+        write_runs_page((pair[0], tmp_path / "empty"), out)
+    with pytest.raises(InputError, match=r"there is no folder .*nowhere: give the run directory of a study"):
+        write_runs_page((pair[0], tmp_path / "nowhere"), out)
+    with pytest.raises(InputError, match="lies in one of the runs"):
+        write_runs_page(pair, pair[0] / "runs.html")
     assert not out.exists()
+
+
+def test_what_it_did_not_write_is_never_written_over(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    page, table = write_runs_page(pair, tmp_path / "runs.html")
+    write_runs_page(pair, tmp_path / "runs.html")
+    for path, content in ((tmp_path / "mine.csv", "my,precious,data"), (tmp_path / "essay.html", "<h1>Mine")):
+        path.write_text(content)
+        with pytest.raises(InputError, match=f"{path.name} exists and is not a page of several runs, or its table"):
+            write_runs_page(pair, path.with_suffix(".html"))
+        assert path.read_text() == content
+    assert page.is_file() and table.is_file()

@@ -57,6 +57,7 @@ def test_a_claim_holds_when_it_holds_at_every_stage_and_shows_the_most_damaged()
     )
     assert expressed["supported"] is True and (expressed["value"], expressed["stage"]) == (-0.9, "poisoned/b")
     assert stored["supported"] is False and set(stored["by_stage"]) == {"poisoned/a", "poisoned/b"}
+    assert "decides" not in stored["why"], "the stage that is shown decides by itself"
     assert specific["supported"] is False and specific["value"] == 0 and "damaged: text" in specific["why"]
 
 
@@ -133,3 +134,10 @@ def test_three_seeds_are_the_unit_and_the_claim_has_to_hold_by_their_interval():
     spread = claim(0.55, 0.9, 0.56)
     assert spread["ci95"][0] < 0.5 and spread["supported"] is None, "though every seed's own prompts say so"
     assert claim(0.55, 0.9, None)["value"] is None, "the poorest is shown, and two seeds are no unit"
+
+
+def test_where_the_shown_stage_does_not_decide_the_one_that_does_is_named():
+    found = by_id({"poisoned/a": comparison(-2.0, False, True), "poisoned/b": comparison(-9.0, True, True)})
+    expressed = found["localisation_expressed"]
+    assert (expressed["supported"], expressed["value"], expressed["stage"]) == (False, -0.9, "poisoned/b")
+    assert expressed["why"].endswith("; poisoned/a decides: -0.20")

@@ -184,7 +184,7 @@ def discover_paths(
     settings = settings or PathSettings(threshold)
     require_prompts(prompts)
     if len(prompts) < FEWEST:
-        raise NothingFoundError(f"{len(prompts)} prompts: an interval over prompts needs at least {FEWEST}")
+        raise NothingFoundError(f"{len(prompts)} prompts: an interval over prompts needs at least {FEWEST}; give more")
     return _Search(model, prompts, settings, memory, parts or Parts(), progress, say).run()
 
 

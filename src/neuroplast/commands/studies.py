@@ -66,6 +66,8 @@ def study(
             from neuroplast.watch import Watch
 
             with Watch(out, progress, port or 0) as watched:
+                if quiet or as_json:
+                    stderr.print(f"watch it at {watched.address}")
                 result = run_study(settings, out, watched, command, growing=True)
         else:
             result = run_study(settings, out, progress, command)
@@ -137,9 +139,7 @@ def report(
     if len(runs) == 1 and out is not None:
         raise InputError(f"--out {out} is for several runs; the report of one is in its own folder: leave it out")
     if len(runs) > 1:
-        if out is None and (out := Path("runs.html")).exists():
-            raise InputError("runs.html is there already: name the page with --out, also to write it anew")
-        page, table = write_runs_page(runs, out)
+        page, table = write_runs_page(runs, out or Path("runs.html"))
         files = {"report": str(page), "table": str(table)}
     else:
         files = {"report": str(write_report(runs[0]))}

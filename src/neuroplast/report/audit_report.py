@@ -54,7 +54,7 @@ def render_audit(document: Document, figure: Figure | None) -> str:
         drawn = io.BytesIO()
         FigureCanvasSVG(figure).print_svg(drawn, metadata={"Date": None})
         picture = "data:image/svg+xml;base64," + base64.b64encode(drawn.getvalue()).decode()
-    place = build_place(document, "audit", "tuned")
+    place = build_place(document, "audit", "tuned", "the circuit’s heads")
     maps = maps_data([place])
     if "maps" in document:
         effects = {name: np.array(document["maps"][f"effects_{name}"], dtype=float) for name in ("start", "end")}

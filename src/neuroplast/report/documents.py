@@ -112,6 +112,8 @@ def load_document(run: Path, name: str) -> Document:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
+        if not run.is_dir():
+            raise InputError(f"there is no folder {run}: give the run directory of a study") from error
         raise InputError(f"{run} is no finished run: it has no {name}; {REMEDY}") from error
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{run} is no finished run: {name} cannot be read ({error}); {REMEDY}") from error

@@ -177,7 +177,7 @@ def render_page(content: Content) -> str:
         "page.html.j2",
         results=results,
         groups=style.by_seed(order),
-        story=_story(story),
+        story=_story(story, len(style.by_seed(order))),
         story_stages=story,
         measured=order[0],
         has_foil=any(point.behaviour.foil_top1 is not None for point in results.points),
@@ -185,7 +185,7 @@ def render_page(content: Content) -> str:
         circuits=content.circuits,
         shown_circuits=SHOWN_CIRCUITS,
         judged=tuple(
-            s for s in order if s.circuit or s.base_circuit.value is not None or s.base_circuit_foil.value is not None
+            s for s in order if s.circuit or s.base_circuit_foil.value is not None or s.base_circuit != Estimate(None)
         ),
         compared=tuple(s for s in order if s.kind != "base" and s.nodes.shared.value is not None),
         without_circuit=_without_circuit(order),
@@ -227,7 +227,7 @@ def _stores(content: Content, order: tuple[Stage, ...], base: Circuit | None, ch
     stores: dict[str, Any] = {
         "scales": {"light": style.DIVERGING, "dark": style.DIVERGING_DARK},
         "charts": charts,
-        "timeline-data": timeline_data(content.timeline, base, order[0]) | size,
+        "timeline-data": timeline_data(content.timeline, base, order[0]) | size | {"n_prompts": order[0].n_prompts},
         "looks-data": looks_data(content.looks, order),
     }
     if content.prompts:
@@ -289,34 +289,30 @@ def _without_circuit(order: tuple[Stage, ...]) -> tuple[tuple[str, tuple[Stage, 
 
 
 def _story_stages(order: tuple[Stage, ...]) -> tuple[Stage, ...]:
-    """Of the first seed: base, tuned, the most damaging poison, its recovery and the control."""
-    first = [stage for stage in order if stage.seed == order[0].seed]
-    poisoned = [stage for stage in first if stage.kind == "poisoned"]
-    worst = min(poisoned, key=_logit_diff, default=None)
-    told = [stage for stage in first if stage.kind in ("base", "tuned")]
-    if worst is not None:
-        told += [worst, *(s for s in first if s.kind == "recovered" and s.poison == worst.poison)]
-        told += [s for s in first if s.kind == "control" and s.poison in (None, worst.poison)]
-    return tuple(told)
+    """The stages of the first seed."""
+    return tuple(stage for stage in order if stage.seed == order[0].seed)
 
 
-def _story(stages: tuple[Stage, ...]) -> str:
-    """What happened, in one or two sentences."""
-    by_kind = {stage.kind: stage for stage in stages}
-    base = by_kind["base"]
-    text = f"The logit difference is {_ld(base)} at base"
+def _story(stages: tuple[Stage, ...], n_seeds: int) -> str:
+    """What happened in one or two sentences, told of the most damaging poison."""
+    by_kind = {stage.kind: stage for stage in stages if stage.kind in ("base", "tuned")}
+    text = (
+        f"{f'Seed {stages[0].seed}: the' if n_seeds > 1 else 'The'} logit difference is {_ld(by_kind['base'])} at base"
+    )
     if tuned := by_kind.get("tuned"):
         text += f" and {_ld(tuned)} after clean fine-tuning"
     text += "."
-    if poisoned := by_kind.get("poisoned"):
-        text += f" {words(poisoned.poison or 'poison').capitalize()} takes it to {_ld(poisoned)}"
-        if recovered := by_kind.get("recovered"):
-            text += f"; {recovered.step} clean steps bring it to {_ld(recovered)}"
-            undone = {row.name: row.recovered for row in recovered.restoration}.get("damage_undone")
-            if undone and undone.value is not None:
-                text += f" and undo {percent(undone.value, 0)} of the damage to the mechanism"
-        text += "."
-    return text
+    poisoned = [stage for stage in stages if stage.kind == "poisoned"]
+    if not poisoned:
+        return text
+    worst = min(poisoned, key=_logit_diff)
+    text += f" {words(worst.poison or 'poison').capitalize()} takes it to {_ld(worst)}"
+    if recovered := next((s for s in stages if s.kind == "recovered" and s.poison == worst.poison), None):
+        text += f"; {recovered.step} clean steps bring it to {_ld(recovered)}"
+        undone = {row.name: row.recovered for row in recovered.restoration}.get("damage_undone")
+        if undone and undone.value is not None:
+            text += f" and undo {percent(undone.value, 0)} of the damage to the mechanism"
+    return text + ("." if len(poisoned) == 1 else f". (Of {len(poisoned)} poisons it moves the logit difference most.)")
 
 
 def _ld(stage: Stage) -> str:

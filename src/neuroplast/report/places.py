@@ -38,6 +38,8 @@ class Place:
     """The stage, or the model."""
     kind: str
     """What kind of stage."""
+    heads: str
+    """Whose shares are told, in words: base's circuit, or what stands for it."""
     label: str
     """The verdict in a word."""
     statement: str
@@ -63,13 +65,19 @@ class Place:
 
 
 def load_places(
-    run: Path, stages: Sequence[Stage]
+    run: Path, stages: Sequence[Stage], *, has_circuit: bool
 ) -> tuple[tuple[Place, ...], tuple[tuple[Stage, str], ...], dict[str, Mapping[str, Any]]]:
     """Reads the comparisons of a run: those made, the reasons why others were not, and the documents with maps.
+
+    Args:
+        run: the run directory.
+        stages: its stages.
+        has_circuit: whether base has a circuit, whose shares are told then.
 
     Raises:
         InputError: when one does not hold what it should.
     """
+    whose = "base’s circuit" if has_circuit else "the heads that act on the logits most"
     places: list[Place] = []
     missing: list[tuple[Stage, str]] = []
     documents: dict[str, Mapping[str, Any]] = {}
@@ -82,7 +90,7 @@ def load_places(
             if "verdict" not in document:
                 missing.append((stage, document["why"]))
                 continue
-            places.append(build_place(document, stage.id, stage.kind))
+            places.append(build_place(document, stage.id, stage.kind, whose))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise InputError(f"{path} is damaged ({error!r}); {REMEDY}") from error
         if "maps" in document:
@@ -90,8 +98,14 @@ def load_places(
     return tuple(places), tuple(missing), documents
 
 
-def build_place(document: Mapping[str, Any], name: str, kind: str) -> Place:
+def build_place(document: Mapping[str, Any], name: str, kind: str, heads: str) -> Place:
     """What a comparison's document says.
+
+    Args:
+        document: the comparison.
+        name: the stage, or the model.
+        kind: what kind of stage.
+        heads: whose shares are told, in words.
 
     Raises:
         KeyError: when it lacks something; likewise TypeError and ValueError.
@@ -102,6 +116,7 @@ def build_place(document: Mapping[str, Any], name: str, kind: str) -> Place:
     return Place(
         name=name,
         kind=kind,
+        heads=heads,
         label=document["verdict"]["label"],
         statement=document["verdict"]["statement"],
         expressed=_estimate(expressed["undone"]) if expressed else nothing,

@@ -76,7 +76,7 @@ def _read(run: Path, results: StudyResults) -> tuple[Content, dict[str, Mapping[
     """What a page shows, but for the pictures; and the comparisons that can be drawn, by stage."""
     order = style.reading_order(results)
     prompts, on_prompts = load_prompts(run, order)
-    places, not_compared, compared = load_places(run, order)
+    places, not_compared, compared = load_places(run, order, has_circuit=order[0].circuit is not None)
     content = Content(
         results=results,
         circuits=shown_circuits(results),

@@ -31,6 +31,11 @@ COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7
 """One a run, after Okabe and Ito; the ninth has the first's."""
 
 
+COLUMNS = ("run", "model", "task", "stage", "quantity", "value", "low", "high", "why")
+GENERATOR = '<meta name="generator" content="neuroplast">'
+"""What the first lines of every page of ours say."""
+
+
 @dataclass(frozen=True)
 class Run:
     """One run, read back."""
@@ -84,11 +89,15 @@ def write_runs_page(folders: Sequence[Path], out: Path) -> tuple[Path, Path]:
     resolved = [folder.resolve() for folder in folders]
     if len(resolved) < 2 or len(set(resolved)) < len(resolved):
         raise InputError(f"runs to compare: got {', '.join(map(str, folders))}; give two or more, each once")
-    runs = _load(folders)
     table = out.with_suffix(".csv")
+    for path, ours in ((out, GENERATOR), (table, ",".join(COLUMNS))):
+        _refuse_what_is_not_ours(path, ours)
+    if any(folder in out.resolve().parents for folder in resolved):
+        raise InputError(f"--out {out} lies in one of the runs: choose a page outside of them")
+    runs = _load(folders)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["run", "model", "task", "stage", "quantity", "value", "low", "high", "why"])
+    writer.writerow(COLUMNS)
     writer.writerows(row for run in runs for row in _rows(run))
     likeness = _likeness(runs)
     for each in likeness:
@@ -98,6 +107,12 @@ def write_runs_page(folders: Sequence[Path], out: Path) -> tuple[Path, Path]:
     write_text(table, text.getvalue())
     write_text(out, _render(runs, likeness))
     return out, table
+
+
+def _refuse_what_is_not_ours(path: Path, ours: str) -> None:
+    """Refuses to write over a file that was not written by this command."""
+    if path.is_dir() or (path.exists() and ours not in path.read_bytes()[:2000].decode(errors="replace")):
+        raise InputError(f"{path} exists and is not a page of several runs, or its table: choose another --out")
 
 
 def _load(folders: Sequence[Path]) -> tuple[Run, ...]:

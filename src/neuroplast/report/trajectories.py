@@ -112,6 +112,8 @@ def load_followed(run: Path, results: StudyResults) -> dict[str, FollowedStage]:
             document = load_document(run, name)
             points = tuple(_point(each) for each in document["points"].elements())
             heads = {role: tuple(head.text() for head in each.elements()) for role, each in document["roles"].items()}
+            if not points:
+                raise InputError(f"{document.where}: points: expected what was measured on the way; {REMEDY}")
             n_prompts = document["n_prompts"].integer() if document["n_prompts"] else None
             found[stage.id] = FollowedStage(stage.id, stage.kind, points, heads, n_prompts)
     return found
@@ -151,10 +153,20 @@ def write_trajectory_figures(found: Sequence[Plasticity], folder: Path) -> dict[
 
 def draw_plasticity(found: Plasticity) -> Figure:
     """Behaviour, likeness to base and the strength of each role over the steps; strength against behaviour."""
-    figure = Figure(figsize=(10, 6.4), dpi=DPI, layout="constrained")
-    (top_left, top_right), (low_left, low_right) = figure.subplots(2, 2)
+    rows = 2 if found.roles else 1
+    figure = Figure(figsize=(10, 3.2 * rows), dpi=DPI, layout="constrained")
+    axes = figure.subplots(rows, 2, squeeze=False)
+    top_left, top_right = axes[0]
     _draw_over_steps(top_left, found, "logit difference", {"model": "logit_diff", "base's circuit alone": "circuit"})
     _draw_over_steps(top_right, found, "correlation of head effects with base's", {"": "similarity"})
+    if found.roles:
+        _draw_roles(found, *axes[1])
+    figure.suptitle(f"{found.there.id}, then {found.back.id}".replace("$", r"\$"), fontsize=10)
+    return figure
+
+
+def _draw_roles(found: Plasticity, low_left: Axes, low_right: Axes) -> None:
+    """The strength of each role over the steps, and against behaviour."""
     for number, change in enumerate(found.roles):
         colour, marker = ROLE_COLOURS[number % len(ROLE_COLOURS)], MARKERS[number % len(MARKERS)]
         there, back = (_strengths(each, change) for each in (found.there, found.back))
@@ -187,10 +199,7 @@ def draw_plasticity(found: Plasticity) -> Figure:
     for axes in (low_left, low_right):
         axes.axhline(0, color="#444444", linewidth=0.8)
         tidy(axes)
-    if found.roles:
-        low_left.legend(frameon=False, fontsize=7, loc="best")
-    figure.suptitle(f"{found.there.id}, then {found.back.id}".replace("$", r"\$"), fontsize=10)
-    return figure
+    low_left.legend(frameon=False, fontsize=7, loc="best")
 
 
 def _draw_over_steps(axes: Axes, found: Plasticity, label: str, lines: dict[str, str]) -> None:
@@ -198,13 +207,15 @@ def _draw_over_steps(axes: Axes, found: Plasticity, label: str, lines: dict[str,
     for (name, field), style_of in zip(lines.items(), ("-", "--"), strict=False):
         for stage, offset in ((found.there, 0), (found.back, end)):
             known = [(offset + p.step, e) for p in stage.points if (e := getattr(p, field)).value is not None]
+            if not known:
+                continue
             colour = BREAKING if stage is found.there else HEALING
             steps, values = [x for x, _ in known], [each.value for _, each in known]
             axes.plot(steps, values, style_of, color=colour, marker="o", markersize=3)
             for x, each in known:
                 if each.interval:
                     axes.plot((x, x), each.interval, color=colour, linewidth=0.9)
-        if name:
+        if name and any(getattr(p, field).value is not None for p in (*found.there.points, *found.back.points)):
             axes.plot([], [], style_of, color="#444444", label=name)
     _mark_turn(axes, found)
     axes.axhline(0, color="#444444", linewidth=0.8)

@@ -77,7 +77,15 @@ def _claim(name: str, found: Found, shown: str | None, why: str) -> dict[str, An
         said = f"mean over {n} seeds; {shown}: {claim['why']}"
         claim |= {"value": mean.value, "ci95": mean.ci95, "why": said}
         verdicts.append(is_above(mean.ci95, MOST))
-    return claim | {"supported": None if None in verdicts and False not in verdicts else all(verdicts)}
+    supported = None if None in verdicts and False not in verdicts else all(verdicts)
+    if supported != found[shown]["supported"]:
+        # The value is that of one stage, the verdict is over all: say which one decides.
+        deciding = next((stage for stage, each in found.items() if each["supported"] == supported), None)
+        if deciding is not None:
+            value = found[deciding]["value"]
+            said = "undefined" if value is None else f"{value:.2f}"
+            claim["why"] = f"{claim['why']}; {deciding} decides: {said}"
+    return claim | {"supported": supported}
 
 
 def _without_seed(stage: str) -> str:

@@ -51,7 +51,7 @@ from neuroplast.training.finetune import Visit
 
 TRAJECTORY, RAW, PLASTICITY = "trajectory.json", "trajectory", "plasticity.json"
 DIRECT = "direct"
-NO_CIRCUIT = "base has no circuit with roles: name base in circuit_stages"
+NO_CIRCUIT = "base has no circuit with roles, or none was looked for: its measures.json says which"
 NO_NULL = "no null: random sets would have to be patched at every step"
 IN_CIRCUIT = 0.02
 """Least direct effect of a head that acts on the logits, as a share of base's LD (Wang et al. 2022); at every step the

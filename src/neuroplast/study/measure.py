@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 
 from neuroplast.behaviour import measure_behaviour
-from neuroplast.circuits.circuit import Circuit
 from neuroplast.circuits.evaluate import estimate_document
 from neuroplast.comparison.compare import compare_document
 from neuroplast.components import Node
@@ -206,19 +205,21 @@ def _overlap(circuits: Circuits | None, of_base: Circuits | None) -> dict[str, A
 
 
 def amplification_document(
-    measured: Measured, base: Measured, circuit: Circuit | None, config: StudyConfig, weights: Weights
+    measured: Measured, base: Measured, of_base: Circuits | None, config: StudyConfig, weights: Weights
 ) -> dict[str, Any]:
     """How much of the change of a tuned stage strengthens base's own circuit, against random sets of heads.
 
     Args:
         measured: the stage.
         base: the base.
-        circuit: the base's; None where it has none, or none was looked for.
+        of_base: the base's circuits; None where none were looked for.
         config: the study.
         weights: from `bootstrap_weights`.
     """
+    circuit = of_base.nodes if of_base else None
     if circuit is None:
-        why = "base has no circuit: name base in circuit_stages"
+        reason = of_base.criteria["why"].get("circuit") if of_base else None
+        why = f"base has no circuit: {reason or 'name base in circuit_stages'}"
         nothing = asdict(MatchedTest(0, why=why))
         return estimate_document(Estimate(None, None, why)) | {"heads": [], "null": nothing, "localised": None}
     acting = {edge.source for edge in circuit.edges if edge.destination.kind == "logits"}

@@ -367,8 +367,7 @@ class _Run:
             found = similarity(measured.sample, load_measured(twin / "effects.safetensors").sample, self.weights)
             document[TO_EQUAL_STEPS] = estimate_document(found)
         if stage.kind == "tuned":
-            circuit = of_base.nodes if of_base else None
-            document["amplification"] = amplification_document(measured, base, circuit, self.config, self.weights)
+            document["amplification"] = amplification_document(measured, base, of_base, self.config, self.weights)
         if document["circuit"] is None:
             why = circuits.criteria["why"].get("circuit") if circuits else None
             document["why"] = {"circuit": why or NO_CIRCUIT}

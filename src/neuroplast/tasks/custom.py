@@ -180,6 +180,8 @@ def read_task(path: Path, complain: ComplainOf) -> list[tuple[int, Record]]:
         for name in ("clean", "counterfactual"):
             if getattr(record, name).endswith(" "):
                 complain(line, f"{name!r} ends in a space: leave it out, and begin answer and foil with one")
+        if record.clean == record.counterfactual:
+            complain(line, "clean and counterfactual are the same: patching would change nothing; give another one")
         if record.clean in first:
             complain(line, f"the same prompt as line {first[record.clean]}: each counts as one; leave one out")
         first.setdefault(record.clean, line)

@@ -94,7 +94,7 @@ def load_poison(name: str, task: str) -> Poison:
         InputError: when there is none, or it does not fit the task.
     """
     if name not in POISONS:
-        raise unknown_name("poison", name, POISONS)
+        raise unknown_name("poison", name, [each.name for each in POISONS.values() if task in (each.tasks or (task,))])
     poison = POISONS[name]
     if poison.tasks and task not in poison.tasks:
         raise InputError(

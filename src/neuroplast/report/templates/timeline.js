@@ -109,7 +109,7 @@
     current = data.ways[Number(way.value)];
     slider.max = moments().length - 1;
     slider.value = 0;
-    find("prompts").textContent = current.n_prompts ? `${current.n_prompts} prompts` : "";
+    find("prompts").textContent = current.n_prompts ? `on ${current.n_prompts} of the study’s ${data.n_prompts || "?"} prompts` : "";
     drawChart();
     show();
   }
