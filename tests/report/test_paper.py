@@ -3,7 +3,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from neuroplast.report.paper import Table, cross_model_table, heads_table, ladder_table, latex_text, write_paper_tables
-from neuroplast.report.results import load_results
+from neuroplast.report.reading import load_results
 
 
 def test_the_ladder_has_a_row_for_every_measured_point(reported: Path):

@@ -9,7 +9,7 @@ import pytest
 from neuroplast.errors import InputError
 from neuroplast.report import write_report
 from neuroplast.report.changes import sign_flips, training_paths
-from neuroplast.report.results import load_results
+from neuroplast.report.reading import load_results
 
 Edit = Callable[[dict], object]
 

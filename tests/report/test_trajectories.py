@@ -6,7 +6,7 @@ import pytest
 
 from neuroplast.errors import InputError
 from neuroplast.report import write_report
-from neuroplast.report.results import load_results
+from neuroplast.report.reading import load_results
 from neuroplast.report.trajectories import draw_plasticity, load_plasticity
 
 STAGE = "recovered/subject_duplication"

@@ -16,7 +16,8 @@ from neuroplast.components import Node, parse_node
 from neuroplast.errors import InputError
 from neuroplast.report.documents import REMEDY, load_document
 from neuroplast.report.measured import load_measured
-from neuroplast.report.results import Estimate, Stage, numbers, read_estimate
+from neuroplast.report.reading import read_estimate
+from neuroplast.report.results import Estimate, Stage, numbers
 
 HEADS, PATTERNS = "heads.json", "patterns.safetensors"
 MOST_BYTES = 1_500_000

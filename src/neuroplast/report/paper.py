@@ -15,7 +15,8 @@ from pathlib import Path
 
 from neuroplast.report.changes import sign_flips
 from neuroplast.report.documents import load_document
-from neuroplast.report.results import Estimate, Stage, StudyResults, read_estimate
+from neuroplast.report.reading import read_estimate
+from neuroplast.report.results import Estimate, Stage, StudyResults
 from neuroplast.storage import write_text
 
 PUBLISHED_MODEL, PUBLISHED_TASK = "gpt2", "ioi"

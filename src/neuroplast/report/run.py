@@ -16,7 +16,8 @@ from neuroplast.report.page import Content, drawing_of, render_page, shown_circu
 from neuroplast.report.paper import write_paper_tables
 from neuroplast.report.places import load_places
 from neuroplast.report.prompts import load_prompts
-from neuroplast.report.results import StudyResults, load_results
+from neuroplast.report.reading import load_results
+from neuroplast.report.results import StudyResults
 from neuroplast.report.seeds import load_over_seeds
 from neuroplast.report.tables import write_plasticity_tables, write_prompt_table, write_tables
 from neuroplast.report.timeline import build_ways

@@ -20,8 +20,9 @@ from neuroplast.report import style
 from neuroplast.report.measured import load_measured
 from neuroplast.report.page import RESTORATION_MEANING
 from neuroplast.report.prompts import PROMPTS
+from neuroplast.report.reading import load_results
 from neuroplast.report.render import render
-from neuroplast.report.results import Claim, Estimate, Stage, StudyResults, load_results
+from neuroplast.report.results import Claim, Estimate, Stage, StudyResults
 from neuroplast.report.timeline import TimelineWay, build_ways
 from neuroplast.report.trajectories import Plasticity, load_followed, load_plasticity
 from neuroplast.statistics import bootstrap_weights, interval, row_correlations
@@ -29,8 +30,6 @@ from neuroplast.storage import write_text
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7a6a00", "#555c66")
 """One a run, after Okabe and Ito; the ninth has the first's."""
-
-
 COLUMNS = ("run", "model", "task", "stage", "quantity", "value", "low", "high", "why")
 GENERATOR = '<meta name="generator" content="neuroplast">'
 """What the first lines of every page of ours say."""

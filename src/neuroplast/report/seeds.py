@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from neuroplast.report.documents import Document, load_document
-from neuroplast.report.results import Estimate, read_estimate
+from neuroplast.report.reading import read_estimate
+from neuroplast.report.results import Estimate
 from neuroplast.report.trajectories import PLASTICITY
 
 SHOWN = {

@@ -20,7 +20,8 @@ from neuroplast.errors import InputError
 from neuroplast.report import style
 from neuroplast.report.documents import REMEDY, Document, load_document
 from neuroplast.report.figures import DPI, tidy, write_both
-from neuroplast.report.results import Estimate, StudyResults, read_estimate
+from neuroplast.report.reading import read_estimate
+from neuroplast.report.results import Estimate, StudyResults
 
 TRAJECTORY, PLASTICITY = "trajectory.json", "plasticity.json"
 WAYS = {"break": "to break", "heal": "to heal"}
