@@ -24,7 +24,7 @@ from neuroplast.tasks.records import load_records
 STAGES = ("base", "tuned", "control/equal_steps", "poisoned/subject_duplication", "recovered/subject_duplication")
 SETTINGS = {"n_prompts": 10, "resamples": 100, "save_every": 1, "compare_drift": 1, "compare_battery": 2}
 
-LIGHT = {**SETTINGS, "circuit_stages": ["base"]}
+LIGHT = {**SETTINGS, "circuit_stages": ["base"], "circuit_edges": 0, "follow_points": 2, "compare_random": 10}
 """For what does not depend on how many circuits are looked for."""
 
 # Runs the study in a process of its own that kills itself, as SIGKILL does, at the n-th call of one function.
@@ -73,15 +73,15 @@ def smoke(**settings: object) -> StudyConfig:
     return build_config("smoke", {**SETTINGS, **settings})
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One undisturbed run, shared."""
+    """One undisturbed run, shared: by the session, for tests of other modules come in between."""
     out = tmp_path_factory.mktemp("study") / "a run with spaces – ünicode"
     run_study(smoke(), out, Silent())
     return out
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def light_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One undisturbed run of `LIGHT`, shared."""
     out = tmp_path_factory.mktemp("study") / "run"
@@ -457,7 +457,8 @@ def test_a_study_that_grows_has_a_page_after_every_stage_and_ends_as_any_other(l
     assert [re.findall(r"(\d) stages? still to come", page) for page in pages] == [[], ["4"], ["3"], ["2"], ["1"]]
     assert "poisoned/subject_duplication" in pages[4] and "poisoned/subject_duplication" not in pages[2]
     assert "subject duplication</option>" in pages[4], "it has not recovered yet"
-    assert "so far</span>" in pages[4] and 'class="verdict yes"' not in pages[4], "no finding is decided before the end"
+    claims = pages[4][pages[4].index('class="claims"') : pages[4].index("</ul>", pages[4].index('class="claims"'))]
+    assert claims.count("so far</span>") == claims.count("<li>") > 0, "no finding is decided before the end"
     assert (out / "summary.json").read_bytes() == (light_run / "summary.json").read_bytes()
     page = (out / "report.html").read_text(encoding="utf-8")
     assert "still to come" not in page and "so far</span>" not in page
