@@ -118,6 +118,12 @@ class Circuit:
         """The nodes that are heads, with their positions."""
         return tuple(node for node in self.nodes if node.kind == "head")
 
+    @property
+    def acting(self) -> tuple[Node, ...]:
+        """Its heads that act on the logits."""
+        sources = {edge.source for edge in self.edges if edge.destination.kind == "logits"}
+        return tuple(node for node in self.heads if node in sources)
+
     def members(self, level: Level) -> frozenset[Node] | frozenset[Edge]:
         """What belongs to it: heads without positions, heads with them, or edges without positions."""
         if level == "nodes":

@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 
 from neuroplast.circuits.circuit import Circuit
-from neuroplast.components import Node
 from neuroplast.report import style
 from neuroplast.report.measured import load_measured
 from neuroplast.report.results import Estimate, Matrix, Stage, StudyResults, numbers
@@ -151,12 +150,11 @@ def strengths(way: TimelineWay, circuit: Circuit, base: Stage) -> dict[str, list
         circuit: base's.
         base: whose intervals say whether there is a strength to hold others against.
     """
-    acting = acting_heads(circuit)
     found: dict[str, list[float | None]] = {}
     for node in circuit.heads:
         role = circuit.roles.get(node)
         layer, head = node.layer or 0, node.head or 0
-        if node in acting:
+        if node in circuit.acting:
             values: list[float | None] = [moment.effects[layer][head] for moment in way.moments]
             interval = (base.effects.low[layer][head], base.effects.high[layer][head])
         else:
@@ -166,11 +164,6 @@ def strengths(way: TimelineWay, circuit: Circuit, base: Stage) -> dict[str, list
         holds = start is not None and interval is not None and not interval[0] <= 0 <= interval[1]
         found[str(node)] = [value / start if holds and start and value is not None else None for value in values]
     return found
-
-
-def acting_heads(circuit: Circuit) -> set[Node]:
-    """The heads of a circuit that act on the logits."""
-    return {edge.source for edge in circuit.edges if edge.destination.kind == "logits"}
 
 
 def timeline_data(ways: Sequence[TimelineWay], circuit: Circuit | None, base: Stage) -> dict[str, Any]:
@@ -185,7 +178,7 @@ def timeline_data(ways: Sequence[TimelineWay], circuit: Circuit | None, base: St
     bound = max(largest, default=0.0) or 1.0
     return {
         "bound": bound,
-        "acting": sorted(str(node) for node in acting_heads(circuit)) if circuit else [],
+        "acting": list(map(str, circuit.acting)) if circuit else [],
         "ways": [
             {
                 "name": way.name,

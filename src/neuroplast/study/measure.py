@@ -222,8 +222,7 @@ def amplification_document(
         why = f"base has no circuit: {reason or 'name base in circuit_stages'}"
         nothing = asdict(MatchedTest(0, why=why))
         return estimate_document(Estimate(None, None, why)) | {"heads": [], "null": nothing, "localised": None}
-    acting = {edge.source for edge in circuit.edges if edge.destination.kind == "logits"}
-    heads = [node for node in circuit.heads if node in acting]
+    heads = list(circuit.acting)
     share = growth_share(base.effects, measured.effects, heads, weights)
     test = growth_test(base.effects, measured.effects, heads, share, config.compare_random, config.seeds[0])
     return {
