@@ -170,23 +170,26 @@ def render_page(content: Content) -> str:
     results = content.results
     order = style.reading_order(results)
     charts = build_charts(results)
-    story = _story_stages(order)
+    groups = style.by_seed(order)
+    (_, told), *_ = groups
     base = order[0].circuit.found if order[0].circuit else None
     stages = [stage for stage in order if stage.id in content.on_prompts]
+    judged = tuple(
+        s for s in order if s.circuit or s.base_circuit_foil.value is not None or s.base_circuit != Estimate(None)
+    )
+    sections = _sections(content, order, judged)
     return render(
         "page.html.j2",
         results=results,
-        groups=style.by_seed(order),
-        story=_story(story, len(style.by_seed(order))),
-        story_stages=story,
+        groups=groups,
+        story=_story(told, len(groups)),
+        story_stages=told,
         measured=order[0],
         has_foil=any(point.behaviour.foil_top1 is not None for point in results.points),
         has_circuits=any(s.nodes.shared.value is not None for s in order if s.kind != "base"),
         circuits=content.circuits,
         shown_circuits=SHOWN_CIRCUITS,
-        judged=tuple(
-            s for s in order if s.circuit or s.base_circuit_foil.value is not None or s.base_circuit != Estimate(None)
-        ),
+        judged=judged,
         compared=tuple(s for s in order if s.kind != "base" and s.nodes.shared.value is not None),
         without_circuit=_without_circuit(order),
         methodologies=tuple(dict.fromkeys(each.circuit.criteria.methodology for each in content.circuits)),
@@ -194,8 +197,7 @@ def render_page(content: Content) -> str:
         flips=tuple(StageFlips(s, sign_flips(s, results.base_of(s))) for s in order if s.kind != "base"),
         shown_flips=SHOWN_FLIPS,
         ways=content.ways,
-        timeline=bool(content.timeline),
-        timeline_ways=content.timeline,
+        timeline=content.timeline,
         timeline_graph=build_graph(base) if base else None,
         prompts=content.prompts,
         prompt_stages=stages,
@@ -203,8 +205,8 @@ def render_page(content: Content) -> str:
         places=content.places,
         not_compared=content.not_compared,
         missing=content.missing,
-        evidence=_evidence(content),
-        sections=_sections(content, order),
+        evidence={claim: anchor for claim, anchor in EVIDENCE.items() if anchor in sections},
+        sections=sections,
         stores=_stores(content, order, base, charts),
         half_ways=HALF_WAYS,
         over_seeds=tuple(
@@ -253,20 +255,12 @@ EVIDENCE = {
 """By finding, the section that shows it."""
 
 
-def _evidence(content: Content) -> dict[str, str]:
-    there = {"heads"}
-    there |= {"places"} if content.places or content.not_compared else set()
-    there |= {"spared"} if any(place.spared for place in content.places) else set()
-    there |= {"restoration"} if any(stage.restoration for stage in content.results.stages) else set()
-    return {claim: section for claim, section in EVIDENCE.items() if section in there}
-
-
-def _sections(content: Content, order: tuple[Stage, ...]) -> list[tuple[str, str]]:
-    """Anchors and names of the sections that lead through the page."""
+def _sections(content: Content, order: tuple[Stage, ...], judged: tuple[Stage, ...]) -> dict[str, str]:
+    """The sections that there are and that lead through the page: names by anchor."""
     there = {
         "claims": ("Findings", content.results.claims),
         "timeline": ("Timeline", content.timeline),
-        "circuits": ("Circuits", content.circuits),
+        "circuits": ("Circuits", judged),
         "places": ("Expressed, stored", content.places or content.not_compared),
         "spared": ("Spared", any(place.spared for place in content.places)),
         "restoration": ("Restoration", any(stage.restoration for stage in order)),
@@ -276,7 +270,7 @@ def _sections(content: Content, order: tuple[Stage, ...]) -> list[tuple[str, str
         "meaning": ("What it means", True),
         "provenance": ("How to get it again", True),
     }
-    return [(anchor, name) for anchor, (name, shown) in there.items() if shown]
+    return {anchor: name for anchor, (name, shown) in there.items() if shown}
 
 
 def _without_circuit(order: tuple[Stage, ...]) -> tuple[tuple[str, tuple[Stage, ...]], ...]:
@@ -288,17 +282,11 @@ def _without_circuit(order: tuple[Stage, ...]) -> tuple[tuple[str, tuple[Stage, 
     return tuple((why, tuple(stages)) for why, stages in found.items())
 
 
-def _story_stages(order: tuple[Stage, ...]) -> tuple[Stage, ...]:
-    """The stages of the first seed."""
-    return tuple(stage for stage in order if stage.seed == order[0].seed)
-
-
 def _story(stages: tuple[Stage, ...], n_seeds: int) -> str:
     """What happened in one or two sentences, told of the most damaging poison."""
     by_kind = {stage.kind: stage for stage in stages if stage.kind in ("base", "tuned")}
-    text = (
-        f"{f'Seed {stages[0].seed}: the' if n_seeds > 1 else 'The'} logit difference is {_ld(by_kind['base'])} at base"
-    )
+    text = f"Seed {stages[0].seed}: the" if n_seeds > 1 else "The"
+    text += f" logit difference is {_ld(by_kind['base'])} at base"
     if tuned := by_kind.get("tuned"):
         text += f" and {_ld(tuned)} after clean fine-tuning"
     text += "."
