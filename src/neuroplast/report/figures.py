@@ -40,14 +40,13 @@ def write_figures(results: StudyResults, folder: Path) -> None:
         "logit_diff_by_stage": draw_stages,
     }
     for name, draw in drawings.items():
-        write_both(lambda draw=draw: draw(results), folder / name, "a figure is")
+        write_both(draw(results), folder / name)
 
 
-def write_both(draw: Callable[[], Figure], path: Path, what: str) -> None:
-    """Draws once, into `<path>.svg` and `<path>.png`; as `write_drawing`."""
-    figure = draw()
+def write_both(figure: Figure, path: Path) -> None:
+    """Writes a figure into `<path>.svg` and `<path>.png`; as `write_drawing`."""
     for kind in (".svg", ".png"):
-        write_drawing(lambda: figure, path.with_name(path.name + kind), what)
+        write_drawing(lambda: figure, path.with_name(path.name + kind), "a figure is")
 
 
 def write_drawing(draw: Callable[[], Figure], path: Path | str, what: str) -> None:

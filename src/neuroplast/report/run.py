@@ -21,7 +21,7 @@ from neuroplast.report.results import StudyResults
 from neuroplast.report.seeds import load_over_seeds
 from neuroplast.report.tables import write_plasticity_tables, write_prompt_table, write_tables
 from neuroplast.report.timeline import build_ways
-from neuroplast.report.trajectories import load_followed, load_plasticity, write_trajectory_figures
+from neuroplast.report.trajectories import FollowedStage, load_followed, load_plasticity, write_trajectory_figures
 from neuroplast.storage import write_text
 
 
@@ -41,13 +41,13 @@ def write_report(run: Path) -> Path:
         StorageError: when it cannot be written to.
     """
     results = load_results(run)
-    content, compared = _read(run, results)
+    followed = load_followed(run, results)
+    content, compared = _read(run, results, followed)
     write_tables(results, run / "tables")
     write_prompt_table(content.prompts, content.on_prompts, run / "tables")
     write_paper_tables(run, results)
     ways = load_plasticity(run, results)
-    followed = load_followed(run, results).values()
-    write_plasticity_tables(followed, ways, content.over_seeds, run / "tables")
+    write_plasticity_tables(followed.values(), ways, content.over_seeds, run / "tables")
     write_figures(results, run / "figures")
     _write_drawings(results, run / "figures")
     _write_comparisons(compared, run / "figures")
@@ -69,11 +69,13 @@ def write_growing_page(run: Path, summary: Mapping[str, Any], n_stages: int) -> 
     """
     known = [claim for claim in summary["claims"] if claim["value"] is not None]
     results = load_results(run, Document("summary", {**summary, "claims": known}))
-    content, _ = _read(run, results)
+    content, _ = _read(run, results, load_followed(run, results))
     return _write_page(run, replace(content, missing=n_stages - len(results.stages)))
 
 
-def _read(run: Path, results: StudyResults) -> tuple[Content, dict[str, Mapping[str, Any]]]:
+def _read(
+    run: Path, results: StudyResults, followed: Mapping[str, FollowedStage]
+) -> tuple[Content, dict[str, Mapping[str, Any]]]:
     """What a page shows, but for the pictures; and the comparisons that can be drawn, by stage."""
     order = style.reading_order(results)
     prompts, on_prompts = load_prompts(run, order)
@@ -82,7 +84,7 @@ def _read(run: Path, results: StudyResults) -> tuple[Content, dict[str, Mapping[
         results=results,
         circuits=shown_circuits(results),
         over_seeds=load_over_seeds(run),
-        timeline=build_ways(run, results, load_followed(run, results)),
+        timeline=build_ways(run, results, followed),
         looks=load_looks(run, order),
         prompts=prompts,
         on_prompts=on_prompts,
@@ -101,8 +103,7 @@ def _write_page(run: Path, content: Content) -> Path:
 def _write_comparisons(documents: Mapping[str, Mapping[str, Any]], folder: Path) -> None:
     """Draws the comparison of every stage that was compared with base."""
     for stage, document in documents.items():
-        path = folder / f"comparison-{stage.replace('/', '-')}"
-        write_both(lambda document=document: draw_audit(document), path, "a comparison is")
+        write_both(draw_audit(document), folder / f"comparison-{stage.replace('/', '-')}")
 
 
 def _write_drawings(results: StudyResults, folder: Path) -> None:
@@ -111,7 +112,7 @@ def _write_drawings(results: StudyResults, folder: Path) -> None:
         if stage.circuit:
             circuit = stage.circuit.found
             named = replace(circuit, shape=replace(circuit.shape, name=f"{stage.id} · {circuit.shape.name}"))
-            write_both(lambda named=named: draw_circuit(named), folder / drawing_of(stage), "a circuit is")
+            write_both(draw_circuit(named), folder / drawing_of(stage))
 
 
 def _data_address(path: Path) -> str:

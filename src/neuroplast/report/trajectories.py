@@ -147,7 +147,7 @@ def write_trajectory_figures(found: Sequence[Plasticity], folder: Path) -> dict[
     drawn: dict[str, Path] = {}
     for each in found:
         path = folder / f"trajectory-{each.back.id.replace('/', '-')}"
-        write_both(lambda each=each: draw_plasticity(each), path, "a trajectory is")
+        write_both(draw_plasticity(each), path)
         drawn[each.back.id] = path.with_name(f"{path.name}.svg")
     return drawn
 
