@@ -47,9 +47,15 @@ def test_hostile_texts_are_shown_as_text(page: Browser) -> None:
     assert page.errors == [], "no alert, no error"
 
 
-def test_right_to_left_text_stays_in_its_cell(page: Browser) -> None:
+def test_right_to_left_text_does_not_turn_what_stands_beside_it(page: Browser) -> None:
     isolated = page.all("#prompts-area td.said > bdi")
-    assert len(isolated) == len(PROMPTS)
+    assert sorted(each.text for each in isolated) == sorted(prompt["clean"] for prompt in PROMPTS)
+    order = page.run(
+        "const cells = [...document.querySelectorAll('#prompts-area td.said')];"
+        "const arabic = cells.find((each) => /مرحبا/.test(each.textContent));"
+        "return [...arabic.children].map((each) => each.getBoundingClientRect().left)"
+    )
+    assert order == sorted(order), "prompt, right answer and wrong answer stand from left to right"
 
 
 def test_a_very_long_name_does_not_widen_the_page(page: Browser) -> None:
