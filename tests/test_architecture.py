@@ -9,7 +9,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "neuroplast"
 
 # Lowest floor first; a part may import parts of its own floor only where ALLOWED says so, and any floor below.
 FLOORS = (
-    {"errors", "components", "storage", "memory", "observer", "hub"},
+    {"errors", "components", "storage", "memory", "observer", "hub", "locks"},
     {"tasks", "models", "statistics"},
     {"behaviour"},
     {"interventions"},
@@ -25,6 +25,8 @@ FLOORS = (
 ALLOWED_BESIDE = {
     ("models", "tasks"),
     ("storage", "errors"),
+    ("locks", "errors"),
+    ("locks", "storage"),
     ("components", "errors"),
     ("memory", "errors"),
     ("plasticity", "localisation"),

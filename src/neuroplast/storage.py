@@ -33,7 +33,7 @@ def atomic_file(path: Path) -> Generator[Path]:
         StorageError: when the disk is full, read-only or unreachable.
     """
     temporary = path.with_name(path.name + PARTIAL)
-    with _disk_errors(path):
+    with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             yield temporary
@@ -52,7 +52,7 @@ def atomic_folder(path: Path) -> Generator[Path]:
         StorageError: when the disk is full, read-only or unreachable.
     """
     temporary = path.with_name(path.name + PARTIAL)
-    with _disk_errors(path):
+    with disk_errors(path):
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         former = path.with_name(path.name + FORMER)
@@ -75,7 +75,7 @@ def make_folder(path: Path) -> None:
     Raises:
         StorageError: when it cannot be made.
     """
-    with _disk_errors(path):
+    with disk_errors(path):
         path.mkdir(parents=True, exist_ok=True)
 
 
@@ -112,7 +112,12 @@ def nearest_folder(path: Path) -> Path:
 
 
 @contextmanager
-def _disk_errors(path: Path) -> Generator[None]:
+def disk_errors(path: Path) -> Generator[None]:
+    """Says of what the disk refuses inside the block what to do about it.
+
+    Raises:
+        StorageError: so it is.
+    """
     try:
         yield
     except (OSError, SafetensorError) as error:
