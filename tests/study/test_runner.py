@@ -1,9 +1,10 @@
 import json
+import os
 import re
 import shutil
-import subprocess
-import sys
+import signal
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,13 +14,17 @@ from neuroplast.circuits.files import load_circuit
 from neuroplast.errors import InputError, StorageError, UnsupportedModelError
 from neuroplast.interventions.ablation import build_ablation
 from neuroplast.interventions.knockout import run_knockouts
+from neuroplast.models.network import Network
 from neuroplast.models.sources import load_model
-from neuroplast.study import StudyConfig, build_config, measure, run_study, runner
+from neuroplast.study import StudyConfig, build_config, measure, outcome, run_study, runner
+from neuroplast.study.artefacts import Artefacts
 from neuroplast.study.circuits import load_circuits
+from neuroplast.study.manifest import Manifest
 from neuroplast.study.measure import load_measured
 from neuroplast.tasks import ioi
 from neuroplast.tasks.prompts import REFERENCE_SEED, build_prompt_set
 from neuroplast.tasks.records import load_records
+from neuroplast.training.finetune import finetune
 
 STAGES = ("base", "tuned", "control/equal_steps", "poisoned/subject_duplication", "recovered/subject_duplication")
 SETTINGS = {"n_prompts": 10, "resamples": 100, "save_every": 1, "compare_drift": 1, "compare_battery": 2}
@@ -27,34 +32,43 @@ SETTINGS = {"n_prompts": 10, "resamples": 100, "save_every": 1, "compare_drift":
 LIGHT = {**SETTINGS, "circuit_stages": ["base"], "circuit_edges": 0, "follow_points": 2, "compare_random": 10}
 """For what does not depend on how many circuits are looked for."""
 
-# Runs the study in a process of its own that kills itself, as SIGKILL does, at the n-th call of one function.
-DRIVER = """
-import json, os, shutil, signal, sys
-from pathlib import Path
-from neuroplast import storage
-from neuroplast.models.network import Network
-from neuroplast.study import build_config, run_study
-from neuroplast.study.manifest import Manifest
-from neuroplast.training import finetune
+# What a study dies in, as of SIGKILL, at the n-th call.
+DEADLY: dict[str, tuple[Any, str]] = {
+    "training": (finetune.__globals__["_Follower"], "on_step_end"),
+    "sweep": (Network, "run_layer"),
+    "write": (Path, "rename"),
+    "small write": (Path, "replace"),
+    "removal": (shutil, "rmtree"),
+    "after a stage": (Manifest, "gather"),
+    "note": (Artefacts, "note"),
+}
 
-out, where, count = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
-SETTINGS = json.loads(sys.argv[4])
-left = [count]
-HOMES = {"training": (finetune.__globals__["_Follower"], "on_step_end"), "sweep": (Network, "run_layer"),
-         "write": (Path, "rename"), "small write": (Path, "replace"), "removal": (shutil, "rmtree"),
-         "after a stage": (Manifest, "note_stage")}
-if where in HOMES:
-    home, name = HOMES[where]
-    former = getattr(home, name)
-    def dying(*args, **kwargs):
+
+def run_and_die(config: StudyConfig, out: Path, where: str, count: int) -> None:
+    """Runs a study in a copy of this process, which kills itself."""
+    if pid := os.fork():
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
+        return
+    home, name = DEADLY[where]
+    former, left = getattr(home, name), [count]
+
+    def dying(*args: object, **kwargs: object) -> object:
         left[0] -= 1
         if left[0] == 0:
             os.kill(os.getpid(), signal.SIGKILL)
         return former(*args, **kwargs)
-    setattr(home, name, dying)
 
-run_study(build_config("smoke", SETTINGS), out)
-"""
+    setattr(home, name, dying)
+    try:
+        run_study(config, out, Silent())
+    finally:
+        os._exit(1)
+
+
+@pytest.fixture
+def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For what is not about the report, which takes seconds to draw."""
+    monkeypatch.setattr(outcome, "write_report", lambda run: run / "report.html")
 
 
 class Silent:
@@ -246,13 +260,13 @@ def test_a_finished_study_is_not_done_again(run: Path):
         ("small write", 12),
         ("removal", 12),
         ("after a stage", 2),
+        ("note", 7),
     ],
 )
+@pytest.mark.usefixtures("no_report")
 def test_a_study_killed_anywhere_ends_with_the_same_summary(light_run: Path, tmp_path: Path, where: str, count: int):
     out = tmp_path / "run"
-    command = [sys.executable, "-c", DRIVER, str(out), where, str(count), json.dumps(LIGHT)]
-    killed = subprocess.run(command, capture_output=True, text=True)
-    assert killed.returncode == -9, killed.stderr
+    run_and_die(smoke(**LIGHT), out, where, count)
     assert not (out / "summary.json").exists()
     run_study(smoke(**LIGHT), out, Silent())
     followed = [f"stages/{kind}/subject_duplication/trajectory.json" for kind in ("poisoned", "recovered")]
@@ -273,37 +287,24 @@ def test_a_folder_of_another_study_is_refused_and_left_alone(run: Path):
     assert (run / "study.toml").read_text() == before
 
 
-@pytest.mark.parametrize(
-    "name", ["manifest.json", "stages/tuned/measures.json", "stages/recovered/subject_duplication/measures.json"]
-)
-def test_a_damaged_file_of_a_run_is_named(run: Path, tmp_path: Path, name: str):
-    shutil.copytree(run, tmp_path / "run")
+@pytest.mark.parametrize("name", ["manifest.json", "stages/tuned/artefacts.json"])
+def test_a_note_that_is_damaged_is_named(light_run: Path, tmp_path: Path, name: str):
+    shutil.copytree(light_run, tmp_path / "run")
     (tmp_path / "run" / name).write_text("{}")
     with pytest.raises(StorageError, match="is damaged; remove it, then run the same command again"):
-        run_study(smoke(), tmp_path / "run")
+        run_study(smoke(**LIGHT), tmp_path / "run")
     (tmp_path / "run" / name).unlink()
-    assert run_study(smoke(), tmp_path / "run").summary == document(run / "summary.json")
+    assert run_study(smoke(**LIGHT), tmp_path / "run").summary == document(light_run / "summary.json")
 
 
-@pytest.mark.parametrize(
-    ("name", "gone"),
-    [
-        ("stages/tuned/effects.safetensors", ["stages/tuned/measures.json"]),
-        (
-            "stages/tuned/checkpoint/model.safetensors",
-            ["stages/tuned/measures.json", "stages/tuned/effects.safetensors"],
-        ),
-        ("stages/tuned/measures.json", []),
-    ],
-)
-def test_a_damaged_file_that_is_needed_is_named_with_what_to_do(run: Path, tmp_path: Path, name: str, gone: list[str]):
-    shutil.copytree(run, tmp_path / "run")
-    broken = tmp_path / "run" / name
-    broken.write_bytes(b'{"id": "tuned"}' if name.endswith("json") else broken.read_bytes()[:500])
-    for other in gone:
-        (tmp_path / "run" / other).unlink()
+def test_a_damaged_file_of_an_unfinished_stage_is_named_with_what_to_do(light_run: Path, tmp_path: Path):
+    shutil.copytree(light_run, tmp_path / "run")
+    stage = tmp_path / "run/stages/tuned"
+    for name in ("artefacts.json", "measures.json"):
+        (stage / name).unlink()
+    (stage / "effects.safetensors").write_bytes(b"short")
     with pytest.raises(StorageError, match="remove it, then run the same command again"):
-        run_study(smoke(), tmp_path / "run")
+        run_study(smoke(**LIGHT), tmp_path / "run")
 
 
 def test_a_folder_with_other_things_in_it_is_refused(tmp_path: Path):

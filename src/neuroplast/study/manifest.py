@@ -3,7 +3,7 @@
 import os
 import platform
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import Any
 
 from neuroplast.errors import InputError, StorageError
 from neuroplast.storage import hash_file, load_json, write_json
+from neuroplast.study.artefacts import Artefacts
 from neuroplast.study.plan import Stage, StudyConfig
 
 MANIFEST = "manifest.json"
@@ -22,26 +23,32 @@ class Manifest:
     def __init__(self, out: Path, document: dict[str, Any]) -> None:
         self._out, self._document = out, document
 
-    def has(self, stage: Stage) -> bool:
-        """Whether a stage was noted before."""
-        return stage.id in self._document["stages"]
+    @property
+    def model(self) -> dict[str, Any]:
+        """The base, as the summary has it."""
+        return {name: value for name, value in self._document["model"].items() if name != "source"}
 
-    def note_stage(self, stage: Stage, seconds: float, following_seconds: float) -> None:
-        """Notes what a stage left, and adds to the time that it took.
+    @property
+    def task_sha256(self) -> str | None:
+        """Of the records of a task that is a file."""
+        return self._document.get("task_sha256")
+
+    def gather(self, stages: Iterable[Stage]) -> None:
+        """Notes what stages left, and the time that they took.
 
         Args:
-            stage: the stage.
-            seconds: time spent on it just now.
-            following_seconds: of that, the time for measuring on the way of its training.
+            stages: those that may have been made.
         """
-        folder = self._out / stage.folder
-        noted = self._document["stages"].get(stage.id, {"seconds": 0.0, "following_seconds": 0.0})
-        files = (*sorted((folder / "checkpoint").glob("*.safetensors")), folder / "effects.safetensors")
-        self._document["stages"][stage.id] = {
-            "seconds": round(noted["seconds"] + seconds, 1),
-            "following_seconds": round(noted["following_seconds"] + following_seconds, 1),
-            "files": {file.name: hash_file(file) for file in files},
-        }
+        for stage in stages:
+            artefacts = Artefacts(self._out, stage.id)
+            if artefacts.files:
+                seconds, following = artefacts.seconds
+                self._document["stages"][stage.id] = {
+                    "seconds": seconds,
+                    "following_seconds": following,
+                    "weights_sha256": artefacts.files.get(f"{stage.folder}/checkpoint/model.safetensors"),
+                    "files": dict(artefacts.files),
+                }
         prompts = sorted((self._out / "prompts").glob("*.jsonl"))
         self._document["prompts"] = {file.name: hash_file(file) for file in prompts}
         self._write()
@@ -53,6 +60,19 @@ class Manifest:
 
     def _write(self) -> None:
         write_json(self._out / MANIFEST, self._document)
+
+
+def load_manifest(out: Path) -> Manifest:
+    """Reads the manifest of a run.
+
+    Raises:
+        StorageError: the file is missing or damaged.
+    """
+    document = load_json(out / MANIFEST)
+    fits = isinstance(document, dict) and {"model", "stages", "prompts"} <= set(document)
+    if not (fits and all(isinstance(document[name], dict) for name in ("model", "stages"))):
+        raise StorageError(f"{out / MANIFEST} is damaged; remove it, then run the same command again")
+    return Manifest(out, document)
 
 
 def open_manifest(
@@ -82,23 +102,26 @@ def open_manifest(
     """
     path = out / MANIFEST
     if path.is_file() and (out / "study.toml").is_file():
-        document = load_json(path)
-        if not (isinstance(document, dict) and {"model", "stages", "prompts"} <= set(document)):
-            raise StorageError(f"{path} is damaged; remove it, then run the same command again")
-        if document["model"].get("weights_sha256") != model["weights_sha256"]:
+        manifest = load_manifest(out)
+        if manifest.model.get("weights_sha256") != model["weights_sha256"]:
             raise InputError(f"{out} was begun with other weights of {config.model!r}; choose another --out")
-        if document.get("task_sha256") != task_sha256:
+        if manifest.task_sha256 != task_sha256:
             raise InputError(
                 f"{out} was begun with other records in {config.task!r}: put them back, or choose another --out"
             )
-        return Manifest(out, document)
+        return manifest
     document = {
         "command": command,
         "started": _now(),
         "finished": None,
         "versions": {name: version(name) for name in ("neuroplast", "torch", "transformers")}
         | {"python": platform.python_version()},
-        "hardware": {"platform": platform.platform(), "device": config.device, "cpus": _cpus()},
+        "hardware": {
+            "platform": platform.platform(),
+            "device": config.device,
+            "cpus": cpus(),
+            "threads": config.threads or cpus(),
+        },
         "model": {**model, "source": source},
         "config": config.model_dump(),
         "names": dict(names),
@@ -113,5 +136,6 @@ def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def _cpus() -> int:
+def cpus() -> int:
+    """Processor cores that this process may use."""
     return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1

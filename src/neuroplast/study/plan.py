@@ -116,6 +116,10 @@ class StudyConfig(BaseModel):
     """Kinds of stages whose heads are looked at one by one: attention, copying, whole patterns."""
     look_prompts: Count = 4
     """Prompts whose attention patterns are kept for the page."""
+    keep: Literal["all", "last", "none"] = "all"
+    """Checkpoints that stay: `all`, each stage's `last`, or `none` when the study is finished."""
+    threads: Annotated[int, Field(ge=0, le=4096)] = 0
+    """Processor threads of a stage, 0 being all there are; numbers differ in their last digits by it."""
     device: str = "cpu"
     """`cpu`, `cuda` or `cuda:N`."""
     dtype: DType = "float32"
@@ -159,6 +163,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "circuit_stages": ["base", "tuned", "poisoned", "recovered", "control"],
         "follow_stages": ["tuned", "poisoned", "recovered", "control"],
         "follow_points": 20,
+        "keep": "last",
     },
 }
 
@@ -201,6 +206,17 @@ class Stage:
     def recipe(self) -> str:
         """What it is trained on: its kind, or the name of the control."""
         return self.id.rpartition("/")[2] if self.kind == "control" else self.kind
+
+    @property
+    def twin(self) -> str | None:
+        """For a reseeded control, the one that differs from it by the draw of its pairs alone."""
+        return self.id.replace(RESEEDED, EQUAL_STEPS) if self.recipe == RESEEDED else None
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """The stages whose files it is made from."""
+        asked = (self.parent, "base", self.control, self.twin) if self.parent else ()
+        return tuple(dict.fromkeys(each for each in asked if each))
 
     @property
     def folder(self) -> str:

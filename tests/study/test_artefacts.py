@@ -1,0 +1,212 @@
+"""What is finished is held against its hash when a study is continued."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from neuroplast.errors import InputError, StorageError
+from neuroplast.locks import LOCK, writing
+from neuroplast.study import StudyConfig, build_config, build_plan, outcome, run_study
+from neuroplast.study.artefacts import Artefacts
+from neuroplast.study.pruning import prune_checkpoints
+
+POISONED, RECOVERED = "poisoned/subject_duplication", "recovered/subject_duplication"
+SETTINGS = {
+    "n_prompts": 6,
+    "resamples": 100,
+    "circuit_stages": [],
+    "compare_stages": [],
+    "follow_stages": ["poisoned"],
+    "look_stages": [],
+}
+
+
+class Listening:
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def say(self, line: str) -> None:
+        self.lines.append(line)
+
+    def stage(self, name: str, index: int, total: int) -> None: ...
+
+    def progress(self, activity: str, done: int, total: int, note: str = "") -> None: ...
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _no_report():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(outcome, "write_report", lambda run: run / "report.html")
+        yield
+
+
+def settings(**more: object) -> StudyConfig:
+    return build_config("smoke", {**SETTINGS, **more})
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("study") / "run"
+    run_study(settings(), out)
+    return out
+
+
+@pytest.fixture
+def run(finished: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(finished, tmp_path / "run")
+
+
+def files_of(run: Path) -> dict[str, bytes]:
+    """Everything but what holds times."""
+    clocks = ("manifest.json", "artefacts.json")
+    return {
+        str(path.relative_to(run)): path.read_bytes()
+        for path in sorted(run.rglob("*"))
+        if path.is_file() and path.name not in clocks
+    }
+
+
+def again(run: Path, **more: object) -> str:
+    """Continues a run; what it said of what it found."""
+    listening = Listening()
+    run_study(settings(**more), run, listening)
+    return "\n".join(line for line in listening.lines if "words can be the answer" not in line)
+
+
+def test_every_file_of_a_stage_is_noted_with_its_hash(finished: Path):
+    for stage in build_plan(settings()):
+        there = {path for path in (finished / stage.folder).rglob("*") if path.is_file()}
+        there = {path.relative_to(finished).as_posix() for path in there if path.name not in ("artefacts.json", LOCK)}
+        trained = {f"prompts/{stage.id.replace('/', '-')}.jsonl"} if stage.parent else set()
+        assert set(Artefacts(finished, stage.id).files) == there | trained
+    manifest = json.loads((finished / "manifest.json").read_text())
+    assert manifest["stages"]["tuned"]["files"] == Artefacts(finished, "tuned").files
+    assert manifest["stages"]["tuned"]["seconds"] >= manifest["stages"]["tuned"]["following_seconds"] == 0
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "stages/base/checkpoint/model.safetensors",
+        "stages/base/effects.safetensors",
+        "stages/tuned/checkpoint/config.json",
+        f"stages/{POISONED}/checkpoint/model.safetensors",
+        f"stages/{POISONED}/trajectory/step-000001.safetensors",
+        f"stages/{RECOVERED}/measures.json",
+        "prompts/tuned.jsonl",
+    ],
+)
+def test_what_was_damaged_is_made_again_and_said(run: Path, name: str):
+    before, damaged = files_of(run), run / name
+    content = bytearray(damaged.read_bytes())
+    content[len(content) // 2] ^= 1
+    damaged.write_bytes(content)
+    said = again(run)
+    assert said == f"damaged: {damaged}; made again"
+    assert files_of(run) == before
+    assert again(run) == ""
+    if "checkpoint" not in name:
+        damaged.unlink()
+        assert again(run) == f"gone: {damaged}; made again" and files_of(run) == before
+
+
+def test_a_stage_that_was_made_from_other_weights_is_made_anew_with_all_that_follow(run: Path):
+    """As after a retraining that rounded otherwise."""
+    before = files_of(run)
+    checkpoint = run / "stages" / POISONED / "checkpoint/model.safetensors"
+    weights = load_file(checkpoint)
+    save_file({name: weight + 1e-3 * torch.ones_like(weight) for name, weight in weights.items()}, checkpoint)
+    note = run / "stages" / POISONED / "artefacts.json"
+    document = json.loads(note.read_text())
+    note.unlink()  # so its weights are as good as any
+    assert f"{run / 'stages' / RECOVERED} was made from files that are no longer there" in again(run)
+    after = files_of(run)
+    assert after[f"stages/{RECOVERED}/effects.safetensors"] != before[f"stages/{RECOVERED}/effects.safetensors"]
+    assert after["stages/tuned/effects.safetensors"] == before["stages/tuned/effects.safetensors"]
+    # Now the old note's hashes do not fit: the poisoned stage is trained again, and what came of the other goes too.
+    note.write_text(json.dumps(document))
+    again(run)
+    assert files_of(run) == before
+
+
+def test_what_is_made_again_and_differs_takes_the_whole_stage_with_it(run: Path):
+    note = run / "stages/tuned/artefacts.json"
+    document = json.loads(note.read_text())
+    document["files"]["stages/tuned/effects.safetensors"] = "0" * 64  # as if it had been another
+    note.write_text(json.dumps(document))
+    before = (run / "stages/tuned/checkpoint/model.safetensors").stat().st_mtime_ns
+    said = again(run)
+    assert "holds what was made from another file: the whole stage is made again" in said
+    assert (run / "stages/tuned/checkpoint/model.safetensors").stat().st_mtime_ns > before
+    assert again(run) == ""
+
+
+def test_a_run_without_notes_is_taken_as_it_is(run: Path):
+    """As versions before them left it."""
+    before = files_of(run)
+    for note in run.rglob("artefacts.json"):
+        note.unlink()
+    assert again(run) == "" and files_of(run) == before
+    assert Artefacts(run, "base").files
+
+
+def test_a_note_that_names_files_elsewhere_is_damaged(run: Path, tmp_path: Path):
+    (tmp_path / "mine.txt").write_text("mine")
+    for name in ("../mine.txt", "stages/tuned/../../../mine.txt", str(tmp_path / "mine.txt"), "stages/base/x"):
+        note = run / "stages/tuned/artefacts.json"
+        document = json.loads(note.read_text()) | {"files": {name: "0" * 64}}
+        note.write_text(json.dumps(document))
+        with pytest.raises(StorageError, match="is damaged; remove it"):
+            again(run)
+    assert (tmp_path / "mine.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("keep", ["last", "none"])
+def test_only_the_checkpoints_that_are_kept_stay_and_the_numbers_are_the_same(tmp_path: Path, keep: str):
+    ladder = {"epochs": [1, 2], "n_train": 8, "follow_stages": []}
+    whole = run_study(settings(**ladder), tmp_path / "all").summary
+    out = tmp_path / "run"
+    assert run_study(settings(**ladder, keep=keep), out).summary == whole
+    stages = build_plan(settings(**ladder))
+    left = {path.parent.relative_to(out).as_posix() for path in out.rglob("checkpoint")}
+    assert left == ({stage.folder for stage in stages} if keep == "last" else set())
+    assert again(out, **ladder, keep=keep) == ""
+    # What is lost is made from a checkpoint that is trained again, and is the same.
+    lost = out / "stages" / RECOVERED / "epoch-1" / "effects.safetensors"
+    before = lost.read_bytes()
+    lost.unlink()
+    (lost.parent / "measures.json").unlink()
+    again(out, **ladder, keep=keep)
+    assert lost.read_bytes() == before
+    left = {path.parent.relative_to(out).as_posix() for path in out.rglob("checkpoint")}
+    assert left == ({stage.folder for stage in stages} if keep == "last" else set())
+
+
+def test_a_checkpoint_goes_only_when_nothing_is_made_from_it_any_more(run: Path):
+    config, stages = settings(keep="none"), build_plan(settings())
+    there = lambda: {stage.id for stage in stages if (run / stage.folder / "checkpoint").is_dir()}  # noqa: E731
+    everything = there()
+    prune_checkpoints(run, config, stages, ["base", "tuned", "control/equal_steps", POISONED])
+    assert there() == {"base", POISONED, RECOVERED}
+    prune_checkpoints(run, config, stages, [stage.id for stage in stages])
+    assert there() == set() and len(everything) == 5
+
+
+def test_two_never_write_one_folder(run: Path):
+    with writing(run), pytest.raises(InputError, match="is being written by another process: let it end or stop it"):
+        run_study(settings(), run)
+    assert again(run) == ""
+
+
+def test_a_lock_leaves_nothing_where_the_run_left_nothing(tmp_path: Path):
+    with pytest.raises(InputError, match="unknown"):
+        run_study(settings(model="nosuch"), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(InputError), writing(tmp_path / "other"):
+        (tmp_path / "other" / "mine").touch()
+        raise InputError("no")
+    assert (tmp_path / "other" / "mine").exists()
