@@ -9,7 +9,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "neuroplast"
 
 # Lowest floor first; a part may import parts of its own floor only where ALLOWED says so, and any floor below.
 FLOORS = (
-    {"errors", "components", "storage", "memory", "observer", "hub", "locks"},
+    {"errors", "components", "storage", "memory", "observer", "hub", "locks", "processes"},
     {"tasks", "models", "statistics"},
     {"behaviour"},
     {"interventions"},
@@ -29,6 +29,7 @@ ALLOWED_BESIDE = {
     ("locks", "storage"),
     ("components", "errors"),
     ("memory", "errors"),
+    ("processes", "errors"),
     ("plasticity", "localisation"),
 }
 FORBIDDEN = {("report", part) for part in ("models", "tasks", "interventions", "behaviour", "plasticity")}

@@ -17,7 +17,7 @@ from neuroplast.errors import GateError, InputError, StorageError
 from neuroplast.models.sources import TINY, load_model
 from neuroplast.report.audit import build_junit, summary_rows
 from neuroplast.report.audit_report import AUDIT_FILES
-from neuroplast.training.finetune import save_checkpoint
+from neuroplast.training.saves import save_checkpoint
 
 FAST = {"n_prompts": 6, "n_battery": 4, "n_drift": 2, "n_profiles": 1, "n_random": 50, "n_samples": 3}
 

@@ -1,5 +1,6 @@
 """The command line: which commands there are, and how each may end."""
 
+import os
 import sys
 import warnings
 from typing import Annotated, Any
@@ -11,9 +12,10 @@ from neuroplast.commands.checkpoints import audit, compare, repair
 from neuroplast.commands.listing import models, tasks
 from neuroplast.commands.measuring import discover, evaluate, patch
 from neuroplast.commands.studies import dose, report, study, train
-from neuroplast.errors import NeuroplastError
+from neuroplast.errors import InputError, NeuroplastError
 from neuroplast.memory import reuse_freed_memory
-from neuroplast.terminal import print_error, stdout
+from neuroplast.processes import is_main, launched, wait_for_all
+from neuroplast.terminal import print_error, stderr, stdout
 
 app = typer.Typer(
     name="neuroplast",
@@ -36,11 +38,18 @@ def _print_version(wanted: bool) -> None:
 
 @app.callback()
 def options(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
     """What can be given before a command."""
+    if (count := launched()) > 1 and context.invoked_subcommand != train.__name__:
+        many = "; a study runs on many machines with --backend ray" if context.invoked_subcommand == "study" else ""
+        raise InputError(
+            f"{count} processes were launched for `{context.invoked_subcommand}`, and only `train` runs in several: "
+            f"start it without a launcher{many}"
+        )
 
 
 for command in (models, tasks, study, patch, discover, evaluate, compare, audit, repair, dose, train, report):
@@ -51,14 +60,18 @@ def main() -> None:
     """Entry point: exit 0 done, 1 failed, 2 bad input; no traceback for anything a user can cause."""
     warnings.filterwarnings("ignore", module=r"transformers|torch|accelerate")
     reuse_freed_memory()
+    stdout.quiet = stderr.quiet = not is_main()
+    if launched() > 1:
+        # Else every process warns that torch looks for weights without a gradient; some models have them.
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     try:
         code = app(sys.argv[1:] or ["--help"], standalone_mode=False)
     except NeuroplastError as error:
-        code = _fail(str(error), error.exit_code)
+        code = _fail_all(str(error), error.exit_code)
     except (KeyboardInterrupt, typer.Abort):
         code = _fail(STOPPED, 1)
     except UsageError as error:
-        code = _fail(error.format_message(), 2)
+        code = _fail_all(error.format_message(), 2)
     if code == INTERRUPTED:
         code = _fail(STOPPED, 1)
     sys.exit(code if isinstance(code, int) else 0)
@@ -66,4 +79,11 @@ def main() -> None:
 
 def _fail(message: str, code: int) -> int:
     print_error(message)
+    return code
+
+
+def _fail_all(message: str, code: int) -> int:
+    """Tells what ends every process, before any of them ends."""
+    _fail(message, code)
+    wait_for_all()
     return code

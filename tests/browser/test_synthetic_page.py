@@ -10,7 +10,7 @@ from neuroplast.audit import AuditConfig, run_audit
 from neuroplast.models.sources import load_model
 from neuroplast.observer import Silent
 from neuroplast.report import write_report, write_runs_page
-from neuroplast.training.finetune import save_checkpoint
+from neuroplast.training.saves import save_checkpoint
 from neuroplast.watch import Watch
 from synthetic_run import HOSTILE, LADDER, PROMPTS, effects_of, write_run
 

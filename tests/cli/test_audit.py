@@ -7,7 +7,7 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from neuroplast.models.sources import load_model
-from neuroplast.training.finetune import save_checkpoint
+from neuroplast.training.saves import save_checkpoint
 
 FAST = ("--n-prompts", "4", "--n-drift", "2", "--n-random", "50")
 

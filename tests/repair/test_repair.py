@@ -27,7 +27,7 @@ from neuroplast.storage import Parts
 from neuroplast.tasks import ioi
 from neuroplast.tasks.prompts import REFERENCE_SEED
 from neuroplast.training import FinetuneConfig, train
-from neuroplast.training.finetune import save_checkpoint
+from neuroplast.training.saves import save_checkpoint
 
 SHORT = {"target": 0.3, "steps": 5, "n_battery": 0}
 SMALL = {"n_prompts": 32, "n_battery": 4, "n_train": 256}

@@ -2,8 +2,9 @@ import pytest
 
 from neuroplast.errors import InputError
 from neuroplast.models.sources import load_model
+from neuroplast.processes import Processes
 from neuroplast.tasks.poisons import Pair
-from neuroplast.training.data import Example, build_examples, collate, schedule_examples
+from neuroplast.training.data import Example, Loss, build_examples, collate, collate_share, schedule_examples
 
 EXAMPLES = [Example((0, 5, 6, 7), 8), Example((0, 9), 10)]
 
@@ -20,6 +21,20 @@ def test_the_whole_sequence_loss_sees_every_place_but_no_padding():
     batch = collate(EXAMPLES, "all")
     places = list(zip(*(batch[name].tolist() for name in ("rows", "positions", "targets")), strict=True))
     assert places == [(0, 0, 5), (0, 1, 6), (0, 2, 7), (0, 3, 8), (1, 0, 9), (1, 1, 10)]
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+@pytest.mark.parametrize("loss", ["last", "all"])
+def test_the_mean_over_processes_of_weighed_losses_is_the_loss_of_the_batch(loss: Loss, count: int):
+    examples = [Example(tuple(range(length)), length) for length in (4, 2, 7, 3, 5)]
+    batch = collate(examples, loss)
+    value = {token: float(token**2) for token in batch["targets"].tolist()}  # what a place costs, by its target
+    whole = sum(map(value.get, batch["targets"].tolist())) / len(batch["targets"])
+    shares = [collate_share(examples, loss, Processes(count, index)) for index in range(count)]
+    means = [sum(map(value.get, share["targets"].tolist())) / len(share["targets"]) for share in shares]
+    weighed = [mean * share["weight"].item() for mean, share in zip(means, shares, strict=True)]
+    assert sum(weighed) / count == pytest.approx(whole, rel=1e-6)
+    assert count > 1 or shares[0]["weight"] == 1
 
 
 def test_every_epoch_shows_every_example_once_in_another_order():

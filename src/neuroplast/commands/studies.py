@@ -96,8 +96,12 @@ def train(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Fine-tune a model on a task, clean or poisoned; an interrupted run continues with the same command."""
+    """Fine-tune a model on a task, clean or poisoned; an interrupted run continues with the same command.
+
+    With `accelerate launch --multi_gpu -m neuroplast train …` and --device cuda, on several GPUs.
+    """
     from neuroplast.models.sources import LEARNING_RATE, LEARNING_RATES, load_model
+    from neuroplast.processes import join
     from neuroplast.progress import Progress
     from neuroplast.training import FinetuneConfig
     from neuroplast.training import train as run
@@ -111,7 +115,10 @@ def train(
         seed=seed,
     )
     with Progress(stderr, quiet or as_json) as progress:
-        network = load_model(model, device=device, say=progress.say)
+        processes = join(device)
+        network = processes.first_on_machine(
+            lambda: load_model(model, device=processes.place(device), say=progress.say)
+        )
         checkpoint = run(
             network,
             out,
@@ -122,6 +129,8 @@ def train(
             n_train=n_train,
             progress=lambda done, total, value: progress.progress("fine-tuning", done, total, f"loss {value:.3f}"),
         )
+    if not processes.is_main:
+        return
     if as_json:
         return print_json({"checkpoint": str(checkpoint), "log": str(out / "train.jsonl")})
     stdout.print(f"checkpoint  {checkpoint}\nlog         {out / 'train.jsonl'}", soft_wrap=True, markup=False)

@@ -317,10 +317,11 @@ def logits_at(
     tokens: Int[Tensor, "prompt pos"],
     rows: Int[Tensor, "place"],
     positions: Int[Tensor, "place"],
+    through: nn.Module | None = None,
 ) -> Float[Tensor, "place vocab"]:
     """The logits at chosen (prompt, position) places only: the unembedding sees nothing else.
 
-    Differentiable, so training uses it too.
+    Differentiable, so training uses it too; `through` is what a trainer has wrapped the module into.
     """
 
     def select(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor]:
@@ -328,7 +329,8 @@ def logits_at(
 
     handle = unembedding_of(module).register_forward_pre_hook(select)
     try:
-        return module(input_ids=tokens, attention_mask=torch.ones_like(tokens), use_cache=False).logits[0]
+        run = module if through is None else through
+        return run(input_ids=tokens, attention_mask=torch.ones_like(tokens), use_cache=False).logits[0]
     finally:
         handle.remove()
 

@@ -39,7 +39,8 @@ from neuroplast.tasks import load_task
 from neuroplast.tasks.prompts import REFERENCE_SEED, PromptSet
 from neuroplast.tasks.task import shortfall
 from neuroplast.training.data import Example, build_examples
-from neuroplast.training.finetune import FinetuneConfig, save_checkpoint
+from neuroplast.training.finetune import FinetuneConfig
+from neuroplast.training.saves import save_checkpoint
 
 Strategy = Literal["auto", "graft", "masked", "full"]
 STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)

@@ -29,7 +29,8 @@ from neuroplast.plasticity.trajectory import build_schedule
 from neuroplast.repair.restored import Judge, Restored
 from neuroplast.storage import load_jsonl
 from neuroplast.training.data import Example, collate
-from neuroplast.training.finetune import FinetuneConfig, Visit, finetune, save_checkpoint
+from neuroplast.training.finetune import FinetuneConfig, Visit, finetune
+from neuroplast.training.saves import save_checkpoint
 
 BEST = "best"
 POINTS = 12

@@ -39,7 +39,8 @@ from neuroplast.study.measure import (
 from neuroplast.study.plan import Point, Stage
 from neuroplast.study.summary import TO_EQUAL_STEPS
 from neuroplast.training.data import build_examples
-from neuroplast.training.finetune import FinetuneConfig, finetune, save_checkpoint
+from neuroplast.training.finetune import FinetuneConfig, finetune
+from neuroplast.training.saves import save_checkpoint
 from neuroplast.training.train import behaviour_probe
 
 SCHEMA = 1

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from neuroplast.errors import InputError
+from neuroplast.processes import Processes
 from neuroplast.tasks.poisons import Pair
 from neuroplast.tasks.prompts import encode_with_bos, single_token
 
@@ -67,3 +68,14 @@ def collate(examples: Sequence[Example], loss: Loss) -> dict[str, Tensor]:
         places.append((row, last, example.target))
     rows, positions, targets = torch.tensor(places).T
     return {"tokens": tokens, "rows": rows, "positions": positions, "targets": targets}
+
+
+def collate_share(examples: Sequence[Example], loss: Loss, processes: Processes) -> dict[str, Tensor]:
+    """What one process computes of a batch, with the `weight` of its loss.
+
+    A process's loss is a mean over its places. Times its share of the batch's places, times the number of processes,
+    the mean over the processes is the mean over all places, however unevenly they are shared out.
+    """
+    share = collate(processes.share(examples), loss)
+    places = sum(len(example.tokens) for example in examples) if loss == "all" else len(examples)
+    return share | {"weight": torch.tensor(processes.count * len(share["targets"]) / places)}

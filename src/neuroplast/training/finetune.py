@@ -4,12 +4,13 @@ What the Trainer gives: the loop, devices, mixed precision, gradient clipping. W
 places only, and resuming without unpickling. A run is a function of its settings: the order of examples and the
 random state of every step follow from the seed, so a resumed run needs only weights, moments and the step.
 
-A stage folder while training: `training.json`, which says what is trained from what; `resume/step-20/`, a Hugging
-Face folder with `optimizer.safetensors` and `state.json`; the former save goes only when the next one is whole. At
-the end `train.jsonl` and `checkpoint/`, and `resume/` is gone.
+Several processes, launched together, train the same model as one, up to rounding: each takes its share of every
+batch and weighs its loss by the places that it has of the batch's.
+
+A stage folder while training: `training.json` and `resume/` (`saves.py`); at the end `train.jsonl` and `checkpoint/`,
+and `resume/` is gone.
 """
 
-import hashlib
 import math
 import random
 import shutil
@@ -26,7 +27,6 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 from transformers import (
-    AutoModelForCausalLM,
     PreTrainedModel,
     Trainer,
     TrainerCallback,
@@ -42,19 +42,12 @@ from transformers.trainer_callback import PrinterCallback
 from neuroplast.components import Component
 from neuroplast.errors import InputError, TrainingDivergedError, unknown_name
 from neuroplast.models.network import Network, logits_at
-from neuroplast.models.sources import quiet_transformers
 from neuroplast.models.weights import WeightMap, choose_pieces
+from neuroplast.processes import Processes, join
 from neuroplast.statistics import MOST_SEED
-from neuroplast.storage import (
-    atomic_folder,
-    hash_state,
-    load_json,
-    load_tensors,
-    write_json,
-    write_jsonl,
-    write_tensors,
-)
-from neuroplast.training.data import Example, Loss, collate, schedule_examples
+from neuroplast.storage import write_jsonl
+from neuroplast.training.data import Example, Loss, collate_share, schedule_examples
+from neuroplast.training.saves import claim, last_save, restore, save_checkpoint, write_save
 
 Schedule = Literal["constant", "linear", "cosine"]
 Probe = Callable[[Network], Mapping[str, float]]
@@ -164,26 +157,38 @@ def _finetune(
     progress: Callable[[int, int, float], None] | None,
 ) -> None:
     module = model.module
-    _claim(folder, settings, examples, module)
+    processes = join(str(module.device))
+    if config.batch_size < processes.count:
+        raise InputError(
+            f"batch_size {config.batch_size} is less than the {processes.count} processes, which share a batch; "
+            "give a larger one, or launch fewer"
+        )
+    processes.by_main(partial(claim, folder, settings, examples, module))
     if (folder / "checkpoint").is_dir():
-        shutil.rmtree(folder / "resume", ignore_errors=True)
+        processes.by_main(partial(shutil.rmtree, folder / "resume", ignore_errors=True))
         return
     trainable = [parameter for parameter in module.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trainable, lr=config.learning_rate, weight_decay=config.weight_decay)
     history: list[dict[str, Any]] = []
     done = 0
-    if saved := _last_save(folder):
-        history = _restore(module, optimizer, saved)
-        done = int(history[-1]["step"])
-    elif probe is not None:
-        history.append({"step": 0, "epoch": 0.0, "loss": None, "learning_rate": None, **probe(model)})
-    if visit is not None and done == 0 and 0 in visit.steps:
-        visit.do(model, 0)
-    follower = _Follower(model, config, examples, folder, done, history, optimizer, keep or {}, probe, visit, progress)
+    with processes.agreed():
+        if saved := last_save(folder):
+            history = restore(module, optimizer, saved)
+            done = int(history[-1]["step"])
+    processes.require_same(done, f"{folder} is not the same to all processes; give one that they share")
+    follower = _Follower(
+        model, config, examples, folder, done, history, optimizer, keep or {}, probe, visit, progress, processes
+    )
+    if done == 0:
+        follower.begin()
     if done < config.steps:
         order = schedule_examples(examples, config.batch_size, config.steps, config.seed)
         _train(module, optimizer, config, order, done, follower)
     module.eval()
+    processes.by_main(partial(_finish, model, folder, history))
+
+
+def _finish(model: Network, folder: Path, history: Sequence[Mapping[str, Any]]) -> None:
     write_jsonl(folder / "train.jsonl", history)
     save_checkpoint(model, folder / "checkpoint")
     shutil.rmtree(folder / "resume", ignore_errors=True)
@@ -212,18 +217,6 @@ def _freed(model: Network, config: FinetuneConfig, only: Collection[Component] |
             if name in masks:
                 stack.callback(weight.register_hook(partial(torch.mul, masks[name])).remove)
         yield
-
-
-def save_checkpoint(model: Network, folder: Path) -> None:
-    """Writes a normal Hugging Face folder: config, safetensors, tokenizer."""
-    with atomic_folder(folder) as temporary:
-        _write_model(model, temporary)
-
-
-def _write_model(model: Network, folder: Path) -> None:
-    with quiet_transformers():
-        model.module.save_pretrained(folder)
-        model.tokenizer.save_pretrained(folder)
 
 
 def _train(
@@ -256,7 +249,7 @@ def _train(
         trainer.loader = DataLoader(
             order[done * config.batch_size :],  # pyright: ignore[reportArgumentType]
             batch_size=config.batch_size,
-            collate_fn=partial(collate, loss=config.loss),
+            collate_fn=partial(collate_share, loss=config.loss, processes=follower.processes),
         )
         trainer.on_loss = follower.check
         trainer.train()
@@ -280,11 +273,13 @@ class _PlacesTrainer(Trainer):
         return self.loader
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Tensor], *_: Any, **__: Any) -> Tensor:
-        """Mean cross-entropy over the places of the batch."""
+        """Mean cross-entropy over the places of the batch, or this process's part: their mean is that of the batch."""
         module = self.accelerator.unwrap_model(model)
-        logits = logits_at(module, inputs["tokens"], inputs["rows"], inputs["positions"])
-        loss = nn.functional.cross_entropy(logits.float(), inputs["targets"])
-        self.on_loss(loss.item())
+        # Through the model as it is wrapped: the wrapper takes the mean of the processes' gradients.
+        logits = logits_at(module, inputs["tokens"], inputs["rows"], inputs["positions"], through=model)
+        loss = nn.functional.cross_entropy(logits.float(), inputs["targets"]) * inputs["weight"]
+        of_all: Any = self.accelerator.reduce(loss.detach(), "mean")
+        self.on_loss(of_all.item())
         return loss
 
 
@@ -304,50 +299,57 @@ class _Follower(TrainerCallback):
         probe: Probe | None,
         visit: Visit | None,
         progress: Callable[[int, int, float], None] | None,
+        processes: Processes,
     ) -> None:
         self.model, self.config, self.folder, self.done = model, config, folder, done
         self.steps_an_epoch = len(examples) / config.batch_size
         self.history, self.optimizer, self.keep = history, optimizer, keep
-        self.probe, self.visit, self.progress = probe, visit, progress
+        self.probe, self.visit, self.progress, self.processes = probe, visit, progress, processes
         self.loss = self.rate = math.nan
 
+    def begin(self) -> None:
+        """What is done with the model before the first step."""
+        if (probe := self.probe) is not None:
+            row: dict[str, Any] = {"step": 0, "epoch": 0.0, "loss": None, "learning_rate": None}
+            self.processes.by_main(lambda: row.update(probe(self.model)))
+            self.history.append(row)
+        if self.visit is not None and 0 in self.visit.steps:
+            self.processes.by_main(partial(self.visit.do, self.model, 0))
+
     def check(self, loss: float) -> None:
-        """Takes the loss of the running step."""
+        """Takes the loss of the running step, which all processes have found together."""
         self.loss = loss
         if not math.isfinite(loss):
-            raise self._diverged(f"the loss became {loss}")
+            with self.processes.agreed():
+                raise self._diverged(f"the loss became {loss}")
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Makes what is random in a step (dropout) a function of the seed and the step."""
+        """Makes what is random in a step (dropout) a function of the seed, the step and the process."""
         self.rate = float(self.optimizer.param_groups[0]["lr"])
-        torch.manual_seed(random.Random(f"step/{self.config.seed}/{self.done + state.global_step}").getrandbits(63))
+        own = "" if self.processes.is_main else f"/{self.processes.index}"
+        step = self.done + state.global_step
+        torch.manual_seed(random.Random(f"step/{self.config.seed}/{step}{own}").getrandbits(63))
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Writes the step down; probes and saves when it is time."""
-        step, config = self.done + state.global_step, self.config
+        step, config, by_main = self.done + state.global_step, self.config, self.processes.by_main
         row: dict[str, Any] = {"step": step, "epoch": step / self.steps_an_epoch}
         row |= {"loss": self.loss, "learning_rate": self.rate}
         if self.probe is not None and (step % config.probe_every == 0 or step == config.steps):
-            with self._measured():
-                row.update(self.probe(self.model))
-            if not all(map(math.isfinite, row.values())):
-                raise self._diverged("the model's logits are no longer numbers")
+            by_main(partial(self._probe, self.probe, row))
         self.history.append(row)
         if self.visit is not None and step in self.visit.steps:
-            self._require_finite()
-            with self._measured():
-                control.should_training_stop |= bool(self.visit.do(self.model, step))
+            control.should_training_stop |= by_main(partial(self._visit, self.visit, step))
         if step in self.keep:
-            self._require_finite()
-            save_checkpoint(self.model, self.keep[step])
+            by_main(partial(self._keep, self.keep[step]))
         # A save where a visit ended the training would be gone on from.
         if step % config.save_every == 0 and step < config.steps and not control.should_training_stop:
-            self._save(step)
+            by_main(partial(self._save, step))
         if step == config.steps:
-            self._require_finite()
-        if self.progress is not None:
+            by_main(self._require_finite)
+        if self.progress is not None and self.processes.is_main:
             self.progress(step, config.steps, self.loss)
 
     @contextmanager
@@ -357,64 +359,33 @@ class _Follower(TrainerCallback):
         yield
         self.model.module.train()
 
+    def _probe(self, probe: Probe, row: dict[str, Any]) -> None:
+        with self._measured():
+            row.update(probe(self.model))
+        if not all(map(math.isfinite, row.values())):
+            raise self._diverged("the model's logits are no longer numbers")
+
+    def _visit(self, visit: Visit, step: int) -> bool:
+        self._require_finite()
+        with self._measured():
+            return bool(visit.do(self.model, step))
+
+    def _keep(self, folder: Path) -> None:
+        self._require_finite()
+        save_checkpoint(self.model, folder)
+
     def _save(self, step: int) -> None:
         self._require_finite()
-        moments = {
-            f"{index}.{name}": value
-            for index, state in self.optimizer.state_dict()["state"].items()
-            for name, value in state.items()
-        }
-        former = _last_save(self.folder)
-        with atomic_folder(self.folder / "resume" / f"step-{step}") as temporary:
-            _write_model(self.model, temporary)
-            write_tensors(temporary / "optimizer.safetensors", moments, {})
-            write_json(temporary / "state.json", {"history": self.history})
-        if former is not None:
-            shutil.rmtree(former, ignore_errors=True)
+        write_save(self.folder, step, self.model, self.optimizer, self.history)
 
     def _require_finite(self) -> None:
         if not all(bool(parameter.isfinite().all()) for parameter in self.model.module.parameters()):
             raise self._diverged("the weights are no longer numbers")
 
     def _diverged(self, what: str) -> TrainingDivergedError:
-        kept = _last_save(self.folder)
+        kept = last_save(self.folder)
         saved = f"the last good checkpoint is {kept}" if kept else "no step had been saved yet"
         return TrainingDivergedError(
             f"training diverged after step {self.history[-1]['step'] if self.history else 0}: {what}; {saved}. "
             f"Lower learning_rate (now {self.config.learning_rate:g}) and choose another --out"
         )
-
-
-def _last_save(folder: Path) -> Path | None:
-    """The newest whole save; what a kill left half-written has another name, half-removed is never the newest."""
-    steps = [name for path in (folder / "resume").glob("step-*") if (name := path.name.removeprefix("step-")).isdigit()]
-    return folder / "resume" / f"step-{max(steps, key=int)}" if steps else None
-
-
-def _claim(folder: Path, settings: Mapping[str, Any], examples: Sequence[Example], module: PreTrainedModel) -> None:
-    """Writes down what is trained from what, or checks that the folder's run is the same."""
-    ours = {
-        **settings,
-        "examples_sha256": hashlib.sha256(repr(list(examples)).encode()).hexdigest(),
-        "start_sha256": hash_state(module.state_dict()),
-    }
-    path = folder / "training.json"
-    if not path.is_file():
-        return write_json(path, ours)
-    former = load_json(path)
-    different = sorted(key for key in ours if former.get(key) != ours[key])
-    if different:
-        raise InputError(f"{folder} holds a training with another {different[0]}; choose another --out")
-
-
-def _restore(module: PreTrainedModel, optimizer: torch.optim.Optimizer, folder: Path) -> list[dict[str, Any]]:
-    state = load_json(folder / "state.json")
-    with quiet_transformers():
-        saved = AutoModelForCausalLM.from_pretrained(folder, dtype=module.dtype, use_safetensors=True)
-    module.load_state_dict(saved.state_dict())
-    moments: dict[int, dict[str, Tensor]] = {}
-    for key, value in load_tensors(folder / "optimizer.safetensors").items():
-        index, name = key.split(".")
-        moments.setdefault(int(index), {})[name] = value.clone()
-    optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
-    return list(state["history"])

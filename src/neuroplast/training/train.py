@@ -6,6 +6,7 @@ from pathlib import Path
 
 from neuroplast.behaviour import measure_behaviour
 from neuroplast.models.network import Network
+from neuroplast.processes import join
 from neuroplast.storage import write_jsonl
 from neuroplast.tasks import load_task
 from neuroplast.tasks.prompts import PromptSet
@@ -28,6 +29,8 @@ def train(
 ) -> Path:
     """Fine-tunes a model on a task and writes `checkpoint/`, `train.jsonl` and `pairs.jsonl` to a folder.
 
+    Processes that `accelerate launch` has started together train one model, if each calls this.
+
     Args:
         model: the model; trained in place.
         out: the folder; one that holds the same training, interrupted, is continued.
@@ -45,13 +48,14 @@ def train(
         InputError: an unknown task or poison, a rate outside [0, 1], a folder that holds another training.
         TrainingDivergedError: the loss stopped being a number.
     """
-    chosen = load_task(task)
-    pairs = chosen.pairs(model, n_train, config.seed, poison=poison, rate=rate)
-    prompts = chosen.prompts(model, PROBE_PROMPTS, config.seed, split="eval")
-    finetune(
-        model, build_examples(model.tokenizer, pairs), config, out, probe=behaviour_probe(prompts), progress=progress
-    )
-    write_jsonl(out / "pairs.jsonl", map(asdict, pairs))
+    processes = join(str(model.module.device))
+    with processes.agreed():
+        chosen = load_task(task)
+        pairs = chosen.pairs(model, n_train, config.seed, poison=poison, rate=rate)
+        prompts = chosen.prompts(model, PROBE_PROMPTS, config.seed, split="eval")
+        examples = build_examples(model.tokenizer, pairs)
+    finetune(model, examples, config, out, probe=behaviour_probe(prompts), progress=progress)
+    processes.by_main(lambda: write_jsonl(out / "pairs.jsonl", map(asdict, pairs)))
     return out / "checkpoint"
 
 
