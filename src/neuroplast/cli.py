@@ -11,7 +11,8 @@ import neuroplast
 from neuroplast.commands.checkpoints import audit, compare, repair
 from neuroplast.commands.listing import models, tasks
 from neuroplast.commands.measuring import discover, evaluate, patch
-from neuroplast.commands.studies import dose, report, study, train
+from neuroplast.commands.study import study
+from neuroplast.commands.training import dose, report, train
 from neuroplast.errors import InputError, NeuroplastError
 from neuroplast.memory import reuse_freed_memory
 from neuroplast.processes import is_main, launched, wait_for_all

@@ -7,6 +7,8 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 
+CLAIMS = ("amplification", "localisation_expressed", "localisation_stored", "specificity", "plasticity")
+"""A study's findings, in the order in which a grid's table has them."""
 CIRCUIT_ROWS = 40
 """Most nodes that are printed."""
 
@@ -38,6 +40,34 @@ def print_story(summary: dict[str, Any]) -> None:
         "undamaged base for as many steps as the recovery took.",
         style="dim",
     )
+
+
+def print_grid(result: dict[str, Any]) -> None:
+    """The table of a grid: the last stage of each kind of every cell, and what became of its findings."""
+    kinds = ("base", "poisoned", "recovered")
+    table = build_table("cell", *(f"LD {kind}" for kind in kinds), "undone", "findings")
+    failed = [cell for cell in result["cells"] if cell["status"] == "failed"]
+    for cell in result["cells"]:
+        if cell in failed:
+            table.add_row(escape(cell["name"]), "failed", *[""] * (len(kinds) + 1))
+            continue
+        last = {stage["kind"]: stage for stage in cell["stages"]}
+        logit_diffs = [last[kind]["logit_diff"] for kind in kinds]
+        undone = last["recovered"]["damage_undone"]
+        table.add_row(
+            escape(cell["name"]),
+            *(_with_interval(each["mean"], each["ci95"]) for each in logit_diffs),
+            _with_interval(undone["value"], undone["ci95"]),
+            " ".join({True: "yes", False: "no", None: "?"}[cell["claims"][name]] for name in CLAIMS),
+        )
+    stdout.print(table)
+    stdout.print(
+        "LD: mean over held-out prompts, with 95 % interval. findings: amplification, expressed, stored, specificity, "
+        "plasticity; ? is undecided.",
+        style="dim",
+    )
+    for cell in failed:
+        stdout.print(f"failed  {cell['name']}: {cell['why']}", style="red", soft_wrap=True, markup=False)
 
 
 def print_circuit(summary: dict[str, Any]) -> None:
@@ -108,7 +138,7 @@ def build_table(*columns: str) -> Any:
 
     table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
     for column in columns:
-        table.add_column(column, no_wrap=column == "stage")
+        table.add_column(column, no_wrap=column in ("stage", "cell"))
     return table
 
 

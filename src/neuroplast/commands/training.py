@@ -1,80 +1,14 @@
-"""The whole study, one fine-tuning, and the report."""
+"""One fine-tuning, the report, and doses."""
 
-import shlex
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from neuroplast.commands.names import MODELS, POISONS, PRESETS, TASKS, completing
+from neuroplast.commands.names import POISONS, completing
 from neuroplast.commands.options import Device, Dtype, Json, Memory, Model, Quiet, Task
 from neuroplast.errors import InputError
-from neuroplast.terminal import print_dose, print_files, print_json, print_story, stderr, stdout
-
-
-def study(
-    out: Annotated[Path, typer.Option(help="Run directory; the same command continues an interrupted run.")],
-    model: Annotated[
-        str | None,
-        typer.Option(help="tiny, smollm2-135m, a hub id, or a local folder.", autocompletion=completing(MODELS)),
-    ] = None,
-    task: Annotated[
-        str | None,
-        typer.Option(
-            help="The task, or a JSONL file of your own; see `neuroplast tasks`.", autocompletion=completing(TASKS)
-        ),
-    ] = None,
-    poison: Annotated[
-        list[str] | None,
-        typer.Option(help="A poison; may be given several times.", autocompletion=completing(POISONS)),
-    ] = None,
-    preset: Annotated[
-        str | None,
-        typer.Option(help="smoke (seconds), quick (default) or paper.", autocompletion=completing(PRESETS)),
-    ] = None,
-    seed: Annotated[list[int] | None, typer.Option(help="A seed; may be given several times.")] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N.")] = None,
-    config: Annotated[Path | None, typer.Option(help="Settings in TOML, as in a run's study.toml.")] = None,
-    assignments: Annotated[list[str] | None, typer.Option("--set", help="key=value, any setting.")] = None,
-    watch: Annotated[bool, typer.Option("--watch", help="Serve the growing report on this machine alone.")] = False,
-    port: Annotated[int | None, typer.Option(help="Port of --watch; by default a free one.")] = None,
-    as_json: Json = False,
-    quiet: Quiet = False,
-) -> None:
-    """Run the whole study: base → tuned → poisoned → recovered, with the equal-step control and a report."""
-    from neuroplast.study.plan import build_config, load_config
-
-    if port is not None and not watch:
-        raise InputError(f"--port {port} is for --watch: give both, or neither")
-    flags = {
-        "model": model,
-        "task": task,
-        "poisons": poison,
-        "preset": preset,
-        "seeds": seed,
-        "device": device,
-    }
-    given = {name: value for name, value in flags.items() if value}
-    settings = build_config("quick", load_config(config) if config else {}, given, assignments=assignments or [])
-    from neuroplast.progress import Progress
-    from neuroplast.study.runner import run_study  # slow to import: a wrong setting is told before
-
-    command = shlex.join(["neuroplast", *sys.argv[1:]])
-    with Progress(stderr, quiet or as_json) as progress:
-        if watch:
-            from neuroplast.watch import Watch
-
-            with Watch(out, progress, port or 0) as watched:
-                if quiet or as_json:
-                    stderr.print(f"watch it at {watched.address}")
-                result = run_study(settings, out, watched, command, growing=True)
-        else:
-            result = run_study(settings, out, progress, command)
-    if as_json:
-        return print_json(result.summary)
-    print_story(result.summary)
-    stdout.print(f"summary  {result.folder / 'summary.json'}\nreport   {result.report}", soft_wrap=True, markup=False)
+from neuroplast.terminal import print_dose, print_files, print_json, stderr, stdout
 
 
 def train(
