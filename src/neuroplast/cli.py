@@ -1,6 +1,7 @@
 """The command line: which commands there are, and how each may end."""
 
 import os
+import shlex
 import sys
 import warnings
 from typing import Annotated, Any
@@ -25,7 +26,6 @@ app = typer.Typer(
 )
 INTERRUPTED = 130
 """What typer returns where a key interrupted a command."""
-STOPPED = "interrupted; the same command goes on from what is saved"
 
 # click's base of everything wrong with a command line, wherever this typer keeps its click
 UsageError: Any = typer.BadParameter.__base__
@@ -70,12 +70,19 @@ def main() -> None:
     except NeuroplastError as error:
         code = _fail_all(str(error), error.exit_code)
     except (KeyboardInterrupt, typer.Abort):
-        code = _fail(STOPPED, 1)
+        code = _fail(_stopped(), 1)
     except UsageError as error:
         code = _fail_all(error.format_message(), 2)
     if code == INTERRUPTED:
-        code = _fail(STOPPED, 1)
+        code = _fail(_stopped(), 1)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _stopped() -> str:
+    """What to do after a key interrupted a command."""
+    if any(word.startswith("--out") for word in sys.argv):
+        return f"interrupted; what is finished is kept. Go on with: {shlex.join(['neuroplast', *sys.argv[1:]])}"
+    return "interrupted"
 
 
 def _fail(message: str, code: int) -> int:

@@ -1,4 +1,5 @@
 import json
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -120,7 +121,8 @@ def test_an_interrupted_study_says_how_to_go_on_and_goes_on(run, tmp_path: Path)
     words += ["--set", "circuit_stages=[]", "--set", "compare_stages=[]"]
     done = subprocess.run(words, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr == "error: interrupted; the same command goes on from what is saved\n"
+    told = f"interrupted; what is finished is kept. Go on with: {shlex.join(['neuroplast', *words[3:]])}"
+    assert done.stderr == f"error: {told}\n"
     assert run(*words[3:])[0] == 0 and (tmp_path / "run" / "summary.json").is_file()
 
 

@@ -8,11 +8,13 @@ how it went.
 
 import logging
 import os
+import socket
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
+from urllib.parse import urlsplit
 
 from neuroplast import errors
 from neuroplast.errors import InputError, NeuroplastError, first_line
@@ -25,6 +27,8 @@ RETRIES = 3
 """Times that a task is tried again after its worker was lost."""
 STORE = 100 * 2**20
 """Bytes of a local cluster's object store: only lines of text go through it."""
+PATIENCE = 10.0
+"""Seconds in which the head of a cluster has to answer."""
 LOOK = 1.0
 """Seconds between looks at what runs."""
 WEIGHTS_HELD, BESIDE = 5, 2**30
@@ -106,6 +110,8 @@ class Cluster:
         self._told: set[str] = set()
 
     def __enter__(self) -> Self:
+        if self._address:
+            _require_answer(self._address)
         local = {"num_cpus": self._workers, "include_dashboard": False, "object_store_memory": STORE}
         try:
             self._ray.init(
@@ -166,6 +172,16 @@ class Cluster:
         if words not in self._told:
             self._told.add(words)
             self._observer.say(f"{job.name} needs {words}, which no node has: it waits for one")
+
+
+def _require_answer(address: str) -> None:
+    """Knocks: Ray itself would try for minutes."""
+    where = urlsplit(address if "//" in address else f"//{address}")
+    try:
+        if address not in ("auto", "local"):
+            socket.create_connection((where.hostname, where.port or 0), timeout=PATIENCE).close()
+    except (OSError, ValueError) as error:
+        raise InputError(f"no Ray cluster at {address!r}: {error}; expected auto, or HOST:PORT of its head") from error
 
 
 def resources(config: StudyConfig, out: Path) -> dict[str, int]:
