@@ -43,9 +43,10 @@ def test_a_full_disk_is_one_clear_line_and_nothing_half_written(tmp_path: Path):
     full = Path("/dev/full")
     if not full.exists():
         pytest.skip("needs /dev/full")
-    (tmp_path / "a.txt.partial").symlink_to(full)
-    with pytest.raises(StorageError, match=r"could not write .*a\.txt: No space left on device; nothing half-written"):
-        write_text(tmp_path / "a.txt", "text" * 10_000)
+    said = r"could not write .*a\.txt: No space left on device; nothing half-written"
+    with pytest.raises(StorageError, match=said), atomic_file(tmp_path / "a.txt") as temporary:
+        temporary.symlink_to(full)
+        temporary.write_text("text" * 10_000)
     assert not (tmp_path / "a.txt").exists()
 
 

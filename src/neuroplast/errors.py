@@ -48,8 +48,8 @@ def unknown_name(kind: str, got: str, known: Iterable[str]) -> InputError:
         got: the name as the user wrote it.
         known: every valid name.
     """
-    names = sorted(known)
-    near = get_close_matches(str(got).lower(), names, n=1, cutoff=0.5)
+    names, got = sorted(known), str(got)[:60]
+    near = get_close_matches(got.lower(), names, n=1, cutoff=0.5)
     hint = f"did you mean {near[0]!r}? " if near else ""
     return InputError(f"unknown {kind} {got!r}: {hint}valid are {', '.join(names)}")
 

@@ -33,6 +33,7 @@ from neuroplast.interventions.selection import (
 from neuroplast.memory import parse_size
 from neuroplast.models.network import Network
 from neuroplast.observer import Observer, Silent
+from neuroplast.reading import parse_json
 from neuroplast.report.patch import write_patch_report
 from neuroplast.statistics import NORMAL_95, bootstrap_weights, estimate_mean, interval
 from neuroplast.storage import (
@@ -40,6 +41,7 @@ from neuroplast.storage import (
     is_begun,
     load_metadata,
     load_tensors,
+    telling,
     write_jsonl,
     write_tensors,
 )
@@ -140,7 +142,8 @@ def run_patch(
             write_tensors(out / FILE, tensors, described)
             shutil.rmtree(out / PARTS, ignore_errors=True)
     write_jsonl(out / PROMPTS, (record.row() for record in prompts.records))
-    kept = {name: json.loads(text) for name, text in load_metadata(out / FILE).items() if name in provenance}
+    with telling(out / FILE):
+        kept = {name: parse_json(text) for name, text in load_metadata(out / FILE).items() if name in provenance}
     if kept != provenance:
         raise StorageError(f"{out / FILE} is of another measurement; remove it, then run the same command again")
     write_patch_report(out)
@@ -265,7 +268,7 @@ class _Measurement:
 
 def _summary(out: Path, config: PatchConfig, n_prompts: int) -> dict[str, Any]:
     tensors, described = load_tensors(out / FILE), load_metadata(out / FILE)
-    names: list[str] = json.loads(described["rows"])
+    names: list[str] = parse_json(described["rows"])
     weights = bootstrap_weights(n_prompts, seed=0)
     differences = {name: estimate_mean(weights, tensors[name].double().numpy()) for name in ("clean", "counterfactual")}
     if n_prompts == 1:
@@ -281,7 +284,7 @@ def _summary(out: Path, config: PatchConfig, n_prompts: int) -> dict[str, Any]:
         "schema": 1,
         "model": config.model,
         "method": config.method,
-        "settings": json.loads(described["settings"]),
+        "settings": parse_json(described["settings"]),
         "n_prompts": n_prompts,
         "n_rows": len(names),
         "logit_diff": {name: {"mean": each.value, "ci95": each.ci95} for name, each in differences.items()},

@@ -14,9 +14,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import psutil
 from safetensors import SafetensorError
 
 from neuroplast.errors import InputError, StorageError
+from neuroplast.links import require_inside
+from neuroplast.reading import parse_json, read_json, read_text, require_size
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -35,6 +38,7 @@ def atomic_file(path: Path) -> Generator[Path]:
     temporary = path.with_name(path.name + PARTIAL)
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.unlink(missing_ok=True)  # it may be a link, which would be written through
         try:
             yield temporary
             with temporary.open("rb") as handle:
@@ -89,9 +93,10 @@ def is_begun(out: Path, marker: str, what: str, others: Sequence[str] = ()) -> b
         others: files that may lie there before the marker does.
 
     Raises:
-        InputError: when the folder cannot be made, or holds something else.
+        InputError: when the folder cannot be made, or holds something else, or a link that leads out of it.
     """
     try:
+        require_inside(out, "--out")
         if out.exists() and not out.is_dir():
             raise InputError(f"--out {out} is a file; expected a new folder or one of the same {what}")
         if (out / marker).is_file():
@@ -148,8 +153,8 @@ def load_json(path: Path) -> Any:
         StorageError: when the file is missing, unreadable or not JSON.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        return read_json(path)
+    except (OSError, ValueError) as error:
         raise StorageError(f"could not read {path}: {error}") from error
 
 
@@ -158,22 +163,26 @@ def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     write_text(path, "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows))
 
 
-def read_jsonl(path: Path) -> Generator[tuple[int, dict[str, Any] | str]]:
+def read_jsonl(path: Path, *, strict: bool = False) -> Generator[tuple[int, dict[str, Any] | str]]:
     """Gives the number of every line that is not blank with its JSON object, or with what is wrong with it.
+
+    Args:
+        path: the file.
+        strict: as in `parse_json`.
 
     Raises:
         StorageError: when the file cannot be read.
     """
     try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
+        lines = read_text(path).split("\n")
     except (OSError, ValueError) as error:
         raise StorageError(f"could not read {path}: {error}") from error
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
+            row = parse_json(line, strict=strict)
+        except ValueError as error:
             why = f"{error.msg} at character {error.pos + 1}" if isinstance(error, json.JSONDecodeError) else error
             yield number, f"not JSON ({why}); expected one JSON object a line"
             continue
@@ -187,7 +196,7 @@ def load_jsonl(path: Path) -> list[dict[str, Any]]:
         StorageError: naming the line that is not a JSON object.
     """
     rows: list[dict[str, Any]] = []
-    for number, row in read_jsonl(path):
+    for number, row in read_jsonl(path, strict=True):
         if isinstance(row, str):
             raise StorageError(f"{path} line {number}: {row}")
         rows.append(row)
@@ -223,8 +232,9 @@ def load_tensors(path: Path) -> "dict[str, Tensor]":
     if not path.is_file():
         raise StorageError(f"{path} is missing; run the same command again")
     try:
+        require_size(path, psutil.virtual_memory().total)
         return load_file(path)
-    except (OSError, SafetensorError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise StorageError(f"could not read {path}: {error}; remove it, then run the same command again") from error
 
 
@@ -275,7 +285,7 @@ def telling(path: Path) -> Generator[None]:
     """
     try:
         yield
-    except (AttributeError, LookupError, TypeError, ValueError) as error:
+    except (AttributeError, LookupError, TypeError, ValueError, ArithmeticError) as error:
         raise StorageError(
             f"{path} could not be told: {error!r}; remove it, then run the same command again"
         ) from error
@@ -316,8 +326,9 @@ def load_metadata(path: Path) -> dict[str, str]:
     from safetensors import safe_open
 
     try:
+        require_size(path, psutil.virtual_memory().total)
         with safe_open(path, "pt") as handle:
-            kept = json.loads((handle.metadata() or {})["neuroplast"])
+            kept = parse_json((handle.metadata() or {})["neuroplast"])
         if not isinstance(kept, dict):
             raise ValueError("its provenance is no JSON object")
     except (OSError, SafetensorError, KeyError, ValueError) as error:

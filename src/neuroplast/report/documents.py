@@ -1,13 +1,13 @@
 """Reading saved JSON with the path to each value kept, so that a broken file is named to the very key."""
 
-import json
-import math
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 from neuroplast.errors import InputError
+from neuroplast.reading import read_json
 
 REMEDY = "run the same study command again with this --out to finish it"
 
@@ -19,7 +19,7 @@ class Document:
     where: str
     """File and keys down to here, for messages."""
     value: Any
-    """The value itself: what `json.loads` gives; None also for a key that is absent."""
+    """The value itself: what `read_json` gives; None also for a key that is absent."""
 
     def __getitem__(self, key: str) -> "Document":
         """The value under `key`; absent and null read the same.
@@ -51,7 +51,8 @@ class Document:
     def number(self) -> float:
         """A finite number."""
         value = self._typed((int, float), "a number")
-        if isinstance(value, bool) or not math.isfinite(value):
+        # Whole numbers may have hundreds of digits: they are compared before anything is made of them.
+        if isinstance(value, bool) or not abs(value) <= sys.float_info.max:
             raise self._unexpected("a finite number")
         return value
 
@@ -110,12 +111,12 @@ def load_document(run: Path, name: str) -> Document:
     """
     path = run / name
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = read_json(path)
     except FileNotFoundError as error:
         if not run.is_dir():
             raise InputError(f"there is no folder {run}: give the run directory of a study") from error
         raise InputError(f"{run} is no finished run: it has no {name}; {REMEDY}") from error
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise InputError(f"{run} is no finished run: {name} cannot be read ({error}); {REMEDY}") from error
     if not isinstance(value, dict):
         raise InputError(f"{run} is no finished run: {name} holds no JSON object; {REMEDY}")

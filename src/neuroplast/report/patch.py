@@ -2,7 +2,6 @@
 
 import csv
 import io
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +15,7 @@ from matplotlib.figure import Figure
 
 from neuroplast.components import Edge, Node, parse_edge, parse_group
 from neuroplast.errors import StorageError
+from neuroplast.reading import parse_json
 from neuroplast.report import style
 from neuroplast.report.figures import DPI
 from neuroplast.storage import atomic_file, load_metadata, load_tensors, write_text
@@ -52,7 +52,7 @@ def load_patch(folder: Path) -> PatchResults:
     path = folder / "effects.safetensors"
     tensors, described = load_tensors(path), load_metadata(path)
     try:
-        settings, names = json.loads(described["settings"]), json.loads(described["rows"])
+        settings, names = parse_json(described["settings"]), parse_json(described["rows"])
         mean = tensors["mean"].numpy()
         nothing = np.full_like(mean, np.nan)
         low, high = (tensors[name].numpy() if name in tensors else nothing for name in ("low", "high"))

@@ -91,7 +91,7 @@ def load_places(
                 missing.append((stage, document["why"]))
                 continue
             places.append(build_place(document, stage.id, stage.kind, whose))
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
             raise InputError(f"{path} is damaged ({error!r}); {REMEDY}") from error
         if "maps" in document:
             documents[stage.id] = document

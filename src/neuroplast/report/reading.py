@@ -11,6 +11,7 @@ from typing import cast, get_args
 
 from neuroplast.circuits.files import load_circuit
 from neuroplast.errors import InputError, StorageError
+from neuroplast.reading import LARGEST_SETTINGS, read_bytes
 from neuroplast.report.documents import REMEDY, Document, load_document
 from neuroplast.report.results import (
     RESTORATION_ROWS,
@@ -70,8 +71,15 @@ def load_results(run: Path, summary: Document | None = None) -> StudyResults:
         training=tuple((name, rows) for name in last if (rows := _training(run, name))),
         claims=tuple(_claim(claim) for claim in summary["claims"].elements()),
         manifest=load_document(run, name) if (run / (name := "manifest.json")).exists() else Document(name, None),
-        config=config.read_text(encoding="utf-8", errors="replace") if config.is_file() else None,
+        config=_lines(config) if config.is_file() else None,
     )
+
+
+def _lines(config: Path) -> str:
+    try:
+        return read_bytes(config, LARGEST_SETTINGS).decode(errors="replace")
+    except (OSError, ValueError) as error:
+        raise InputError(f"{config} cannot be read ({error}); {REMEDY}") from error
 
 
 def _checked(stage_id: str) -> str:

@@ -6,6 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from neuroplast.links import require_inside
+from neuroplast.reading import read_bytes
 from neuroplast.report import style
 from neuroplast.report.audit import draw_audit
 from neuroplast.report.circuit import draw_circuit
@@ -37,9 +39,10 @@ def write_report(run: Path) -> Path:
         Path of the page, `run/report.html`.
 
     Raises:
-        InputError: when the directory is no finished run.
+        InputError: when the directory is no finished run, or holds a link that leads out of it.
         StorageError: when it cannot be written to.
     """
+    require_inside(run, "run directory")
     results = load_results(run)
     followed = load_followed(run, results)
     content, compared = _read(run, results, followed)
@@ -117,4 +120,4 @@ def _write_drawings(results: StudyResults, folder: Path) -> None:
 
 def _data_address(path: Path) -> str:
     """An SVG inside an image runs no script and asks for nothing, whatever its texts say."""
-    return "data:image/svg+xml;base64," + base64.b64encode(path.read_bytes()).decode()
+    return "data:image/svg+xml;base64," + base64.b64encode(read_bytes(path)).decode()

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from neuroplast.errors import InputError
+from neuroplast.reading import read_bytes, read_start
 from neuroplast.report import style
 from neuroplast.report.measured import load_measured
 from neuroplast.report.page import RESTORATION_MEANING
@@ -110,7 +111,7 @@ def write_runs_page(folders: Sequence[Path], out: Path) -> tuple[Path, Path]:
 
 def _refuse_what_is_not_ours(path: Path, ours: str) -> None:
     """Refuses to write over a file that was not written by this command."""
-    if path.is_dir() or (path.exists() and ours not in path.read_bytes()[:2000].decode(errors="replace")):
+    if path.exists() and not (path.is_file() and ours in read_start(path, 2000).decode(errors="replace")):
         raise InputError(f"{path} exists and is not a page of several runs, or its table: choose another --out")
 
 
@@ -226,7 +227,7 @@ def _correlation(one: Run, stage: Stage, other: Run, twin: Stage) -> Estimate:
 
 def _prompts_of(run: Run) -> bytes | None:
     path = run.folder / PROMPTS
-    return path.read_bytes() if path.is_file() else None
+    return read_bytes(path) if path.is_file() else None
 
 
 def _chart(run: Run) -> dict[str, Any]:

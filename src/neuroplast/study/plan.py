@@ -9,7 +9,6 @@ Every fine-tuning starts from a measured stage: `tuned`, `poisoned/<poison>` and
 """
 
 import math
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from neuroplast.errors import InputError, unknown_name
 from neuroplast.models.sources import LEARNING_RATE, LEARNING_RATES, DType
+from neuroplast.reading import parse_toml, read_toml
 from neuroplast.statistics import MOST_SEED
 from neuroplast.tasks import TASKS, load_task
 from neuroplast.tasks.custom import is_custom
@@ -284,7 +284,7 @@ def load_config(path: Path) -> dict[str, Any]:
         InputError: the file cannot be read or is not TOML.
     """
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
+        return read_toml(path)
     except (OSError, ValueError) as error:
         raise InputError(f"could not read {path} as TOML: {error}") from error
 
@@ -334,6 +334,6 @@ def _parse_assignment(text: str) -> tuple[str, Any]:
     if not equals:
         raise InputError(f"--set takes key=value, got {text!r}")
     try:
-        return key.strip(), tomllib.loads(f"value = {value}")["value"]
-    except tomllib.TOMLDecodeError:
+        return key.strip(), parse_toml(f"value = {value}")["value"]
+    except ValueError:
         return key.strip(), value.strip()

@@ -5,7 +5,6 @@ and the numbers are those of an undisturbed run.
 """
 
 import shutil
-import tomllib
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,7 +20,7 @@ from neuroplast.storage import is_begun, make_folder, nearest_folder, write_text
 from neuroplast.study.context import Context, load_network
 from neuroplast.study.manifest import MANIFEST, load_manifest, open_manifest
 from neuroplast.study.outcome import StudyResult, finish_study, grow_report
-from neuroplast.study.plan import StudyConfig
+from neuroplast.study.plan import StudyConfig, load_config
 from neuroplast.study.pruning import checkpoints_at_once, prune_checkpoints
 from neuroplast.study.stage_runner import StageRunner
 from neuroplast.tasks.custom import is_custom
@@ -163,9 +162,9 @@ def claim_folder(config: StudyConfig, out: Path) -> None:
     settings = out / SETTINGS
     try:
         # A setting that this version has more than the one that began the run was at its default there.
-        former = StudyConfig().model_dump() | tomllib.loads(settings.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"{settings} is not TOML ({error}); choose another --out") from error
+        former = StudyConfig().model_dump() | load_config(settings)
+    except InputError as error:
+        raise InputError(f"{error}; choose another --out") from error
     ours = config.model_dump()
     for each in (ours, former):
         if is_custom(str(each["task"])):

@@ -85,7 +85,9 @@ def restore(module: PreTrainedModel, optimizer: torch.optim.Optimizer, folder: P
     """
     state = load_json(folder / "state.json")
     with quiet_transformers():
-        saved = AutoModelForCausalLM.from_pretrained(folder, dtype=module.dtype, use_safetensors=True)
+        saved = AutoModelForCausalLM.from_pretrained(
+            folder, trust_remote_code=False, local_files_only=True, dtype=module.dtype, use_safetensors=True
+        )
     module.load_state_dict(saved.state_dict())
     moments: dict[int, dict[str, Tensor]] = {}
     for key, value in load_tensors(folder / "optimizer.safetensors").items():
