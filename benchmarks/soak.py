@@ -82,7 +82,7 @@ def state_of(model: Network) -> list[Any]:
 def n_tensors() -> int:
     """Tensors that are alive."""
     gc.collect()
-    return sum(isinstance(each, torch.Tensor) for each in gc.get_objects())
+    return sum(issubclass(type(each), torch.Tensor) for each in gc.get_objects())
 
 
 def soak(name: str, interventions: int, n_prompts: int) -> dict[str, Any]:

@@ -424,6 +424,7 @@ def _run(folder: Path) -> Reader:
     from neuroplast.report.prompts import load_prompts
     from neuroplast.report.reading import load_results
     from neuroplast.report.seeds import load_over_seeds
+    from neuroplast.report.timeline import build_ways
     from neuroplast.report.trajectories import load_followed, load_plasticity
 
     run = write_run(folder / "run", ladder=0)
@@ -431,7 +432,7 @@ def _run(folder: Path) -> Reader:
     (run / stage / "comparison.json").write_text(json.dumps(comparison_of(f"{stage}/comparison.json")))
     results = load_results(run)
     readers: dict[str, Callable[[Path], object]] = {
-        f"{stage}/trajectory.json": lambda run: load_followed(run, results),
+        f"{stage}/trajectory.json": lambda run: build_ways(run, results, load_followed(run, results)),
         "plasticity.json": lambda run: (load_plasticity(run, results), load_over_seeds(run)),
         "stages/base/heads.json": lambda run: load_looks(run, results.stages[:1]),
         f"{stage}/comparison.json": lambda run: (

@@ -86,3 +86,11 @@ def test_provenance_that_is_nested_deeply_is_refused(tmp_path: Path):
     save_file({}, tmp_path / "a.safetensors", {"neuroplast": "[" * 10_000})
     with pytest.raises(StorageError, match="levels deep"):
         load_metadata(tmp_path / "a.safetensors")
+
+
+def test_what_another_library_quotes_of_a_file_stays_in_one_short_line(tmp_path: Path):
+    header = json.dumps({"a": {"dtype": "\n" + "x" * 5000, "shape": [1], "data_offsets": [0, 4]}}).encode()
+    (tmp_path / "a.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + b"1234")
+    with pytest.raises(StorageError, match="unknown variant") as caught:
+        load_tensors(tmp_path / "a.safetensors")
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 600

@@ -3,6 +3,9 @@
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+LONGEST = 300
+"""Characters that are quoted of another library's error."""
+
 
 class NeuroplastError(Exception):
     """Anything this library raises on purpose; the command line prints it as one line and exits 1."""
@@ -57,3 +60,9 @@ def unknown_name(kind: str, got: str, known: Iterable[str]) -> InputError:
 def first_line(error: object) -> str:
     """The first line of what an error of another library says, or its name."""
     return (str(error).strip() or type(error).__name__).split("\n")[0]
+
+
+def one_line(error: object) -> str:
+    """All that an error of another library says, which may quote a file, in one line of a bearable length."""
+    said = " ".join(str(error).split()) or type(error).__name__
+    return said if len(said) <= LONGEST else said[:LONGEST] + " …"

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import psutil
 from safetensors import SafetensorError
 
-from neuroplast.errors import InputError, StorageError
+from neuroplast.errors import InputError, StorageError, one_line
 from neuroplast.links import require_inside
 from neuroplast.reading import parse_json, read_json, read_text, require_size
 
@@ -155,7 +155,7 @@ def load_json(path: Path) -> Any:
     try:
         return read_json(path)
     except (OSError, ValueError) as error:
-        raise StorageError(f"could not read {path}: {error}") from error
+        raise StorageError(f"could not read {path}: {one_line(error)}") from error
 
 
 def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
@@ -176,7 +176,7 @@ def read_jsonl(path: Path, *, strict: bool = False) -> Generator[tuple[int, dict
     try:
         lines = read_text(path).split("\n")
     except (OSError, ValueError) as error:
-        raise StorageError(f"could not read {path}: {error}") from error
+        raise StorageError(f"could not read {path}: {one_line(error)}") from error
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
@@ -229,13 +229,15 @@ def load_tensors(path: Path) -> "dict[str, Tensor]":
     """
     from safetensors.torch import load_file
 
-    if not path.is_file():
-        raise StorageError(f"{path} is missing; run the same command again")
     try:
+        if not path.is_file():
+            raise StorageError(f"{path} is missing; run the same command again")
         require_size(path, psutil.virtual_memory().total)
         return load_file(path)
     except (OSError, ValueError, SafetensorError) as error:
-        raise StorageError(f"could not read {path}: {error}; remove it, then run the same command again") from error
+        raise StorageError(
+            f"could not read {path}: {one_line(error)}; remove it, then run the same command again"
+        ) from error
 
 
 @contextmanager
@@ -332,7 +334,9 @@ def load_metadata(path: Path) -> dict[str, str]:
         if not isinstance(kept, dict):
             raise ValueError("its provenance is no JSON object")
     except (OSError, SafetensorError, KeyError, ValueError) as error:
-        raise StorageError(f"could not read {path}: {error}; remove it, then run the same command again") from error
+        raise StorageError(
+            f"could not read {path}: {one_line(error)}; remove it, then run the same command again"
+        ) from error
     return {str(name): str(text) for name, text in kept.items()}
 
 

@@ -111,6 +111,7 @@ def test_a_missing_or_broken_file_is_named_in_one_line(run: Path, name: str, con
             lambda d: d["evaluation"]["random"].update(mean=float("inf")),
             "Infinity, which is no finite",
         ),
+        ("stages/base/criteria.json", lambda d: d["evaluation"]["mean_of_ratios"].update(value="1"), "mean of ratios"),
         ("stages/base/criteria.json", lambda d: d["evaluation"].pop("methodology"), "methodology"),
         ("stages/base/criteria.json", lambda d: d["evaluation"].pop("by_group"), "evaluation is damaged ('by_group')"),
         ("stages/base/circuit.json", lambda d: d.pop("cfg"), "circuit.json is no circuit"),

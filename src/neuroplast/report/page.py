@@ -19,6 +19,7 @@ from neuroplast.report.graph import Graph, build_graph
 from neuroplast.report.looks import StageLook, looks_data
 from neuroplast.report.places import Place, maps_data
 from neuroplast.report.prompts import OnPrompts, Prompt, prompts_data
+from neuroplast.report.reading import read_estimate
 from neuroplast.report.render import percent, render, signed, words
 from neuroplast.report.results import Estimate, Stage, StageCircuit, StudyResults
 from neuroplast.report.seeds import SHOWN, OverSeeds
@@ -131,9 +132,10 @@ def _criteria(judged: Document) -> tuple[tuple[str, Estimate, str], ...]:
     try:
         rows: list[Sequence[Any]] = criteria_rows(judged.value)[1:]
         return tuple(
-            (name, Estimate(value, None if low is None else (low, high)), note) for name, value, low, high, note in rows
+            (name, read_estimate(Document(f"{judged.where}: {name}", {"value": value, "ci95": ends})), note)
+            for name, value, *ends, note in rows
         )
-    except (KeyError, TypeError, ValueError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise InputError(f"{judged.where} is damaged ({error}); {REMEDY}") from error
 
 

@@ -9,7 +9,8 @@ import numpy as np
 
 from neuroplast.errors import InputError
 from neuroplast.report.audit import against, summary_rows
-from neuroplast.report.documents import REMEDY
+from neuroplast.report.documents import REMEDY, Document
+from neuroplast.report.reading import read_estimate
 from neuroplast.report.results import Estimate, Stage
 from neuroplast.storage import load_json
 
@@ -134,7 +135,9 @@ def build_place(document: Mapping[str, Any], name: str, kind: str, heads: str) -
 def _groups(document: Mapping[str, Any]) -> tuple[tuple[str, float], ...]:
     """Shares of the summed sizes, so that what cancels in the sum is seen."""
     return tuple(
-        (name, each["share"]) for name, each in document["stored"]["sizes"].items() if "<" not in name and each["share"]
+        (name, Document(f"{COMPARISON}: stored: {name}", each["share"]).number())
+        for name, each in document["stored"]["sizes"].items()
+        if "<" not in name and each["share"]
     )
 
 
@@ -149,8 +152,7 @@ def _spared(document: Mapping[str, Any], rows: Sequence[tuple[str, str, str, str
 
 
 def _estimate(found: Mapping[str, Any]) -> Estimate:
-    ends = found.get("ci95")
-    return Estimate(found["value"], None if ends is None else (ends[0], ends[1]), found.get("why"))
+    return read_estimate(Document(COMPARISON, found))
 
 
 def maps_data(places: Sequence[Place]) -> dict[str, Any]:
