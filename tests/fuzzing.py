@@ -84,6 +84,7 @@ NAMES = (
     "\ud800",
     "a" * 3000,
     "neuroplast",
+    "a\nb",
     "../x",
     "0",
 )

@@ -95,6 +95,8 @@ def test_a_missing_or_broken_file_is_named_in_one_line(run: Path, name: str, con
         ("summary.json", lambda d: d["model"].update(n_layers="30"), "a number"),
         ("summary.json", lambda d: d.update(stages=[]), "no base stage"),
         ("summary.json", lambda d: d["stages"][0].update(id="../../base"), "no stage id"),
+        ("summary.json", lambda d: d["stages"][0].update(id="a\nb"), r"'a\nb' is no stage id"),
+        ("stages/tuned/heads.json", lambda d: d["positions"].update({"a\nb": 3}), r"'a\nb': expected a list"),
         ("summary.json", lambda d: d["claims"][0].update(supported="yes"), "supported"),
         ("stages/base/measures.json", lambda d: d.update(kind="broken"), "kind"),
         ("stages/base/measures.json", lambda d: d.update(id="other"), "expected 'base'"),
@@ -122,7 +124,7 @@ def test_a_wrong_value_is_refused_by_file_and_key(run: Path, name: str, edit: Ed
     edited(run, name, edit)
     with pytest.raises(InputError) as caught:
         write_report(run)
-    assert said in str(caught.value)
+    assert said in str(caught.value) and "\n" not in str(caught.value)
     assert not (run / "report.html").exists()
 
 

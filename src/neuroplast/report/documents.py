@@ -27,9 +27,8 @@ class Document:
         Raises:
             InputError: when this is no JSON object.
         """
-        if self.value is None:
-            return Document(f"{self.where}: {key}", None)
-        return Document(f"{self.where}: {key}", self._typed(dict, "an object").get(key))
+        where = f"{self.where}: {key[:60] if key.isprintable() else ascii(key[:60])}"
+        return Document(where, None if self.value is None else self._typed(dict, "an object").get(key))
 
     def __bool__(self) -> bool:
         return self.value is not None

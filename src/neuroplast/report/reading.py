@@ -83,8 +83,8 @@ def _lines(config: Path) -> str:
 
 
 def _checked(stage_id: str) -> str:
-    if any(part in ("", ".", "..") for part in stage_id.split("/")):
-        raise InputError(f"summary.json: {stage_id!r} is no stage id; {REMEDY}")
+    if not stage_id.isprintable() or any(part in ("", ".", "..") for part in stage_id.split("/")):
+        raise InputError(f"summary.json: {stage_id[:60]!r} is no stage id; {REMEDY}")
     return stage_id
 
 
