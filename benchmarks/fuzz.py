@@ -4,7 +4,8 @@
 
 A line a reader; the last line is JSON. A crash is anything that is raised and is no error of the library, an error of
 several lines, or an input that takes longer than ten seconds. Its shrunk input is printed as Python spells it, so that
-it can be made a test, and the exit code is 1. What is fed, and how it is damaged, is in `tests/fuzzing.py`.
+it can be made a test, and the exit code is 1. What is fed is in `tests/fuzz_readers.py`, how it is damaged in
+`tests/fuzzing.py`.
 """
 
 import argparse
@@ -18,7 +19,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
-from fuzzing import READERS, Hung, Tally, fuzz
+from fuzz_readers import READERS
+from fuzzing import Hung, Tally, fuzz
 
 BATCH = 5000
 """Inputs that Hypothesis draws at a time: it remembers all of a batch, to draw each once."""

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from fuzzing import READERS, Tally, fuzz
+from fuzz_readers import READERS
+from fuzzing import Tally, fuzz
 
 INPUTS = 150
 

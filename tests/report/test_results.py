@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from fuzzing import comparison_of
+from fuzz_readers import comparison_of
 from neuroplast.errors import InputError
 from neuroplast.report import write_report
 from neuroplast.report.changes import sign_flips, training_paths
