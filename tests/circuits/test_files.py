@@ -427,6 +427,15 @@ def test_a_file_that_is_too_large_is_not_even_opened(tmp_path: Path, monkeypatch
         load_circuit(path)
 
 
+def test_a_name_of_several_lines_is_quoted_in_one(tmp_path: Path):
+    path = tmp_path / "circuit.json"
+    block = {"schema": 1, "model": {"name": "m"}, "positions": [], "nodes": {"a\nb": "x"}}
+    path.write_text(json.dumps(EMPTY | {"neuroplast": block}))
+    with pytest.raises(InputError, match="a b: its score must be a finite number, got 'x'") as caught:
+        load_circuit(path)
+    assert "\n" not in str(caught.value)
+
+
 def test_what_is_no_file_is_refused_at_once(tmp_path: Path):
     os.mkfifo(tmp_path / "pipe")
     for path in (tmp_path / "none.json", tmp_path, tmp_path / "pipe", tmp_path / ("x" * 300), "a\0b"):

@@ -24,7 +24,7 @@ from typing import Any, TypeGuard, cast
 
 from neuroplast.circuits.circuit import SIGN, Circuit, Part, Role, Shape
 from neuroplast.components import READ_CHANNELS, Edge, Node, parse_edge, parse_node
-from neuroplast.errors import InputError
+from neuroplast.errors import InputError, one_line
 from neuroplast.reading import LARGEST, parse_json, read_text, require_depth
 from neuroplast.storage import write_json
 
@@ -75,7 +75,7 @@ def load_circuit(path: Path | str) -> Circuit:
     try:
         return parse_document(parse_json(text, strict=False, pairs=_without_repeats))
     except InputError as error:
-        raise InputError(f"{path} is no circuit: {error}") from error
+        raise InputError(f"{path} is no circuit: {one_line(error)}") from error  # it may quote a name
     except ValueError as error:
         raise InputError(f"{path} is no circuit: it is not JSON ({_line(error)})") from error
 
