@@ -37,6 +37,7 @@ ALLOWED_BESIDE = {
     ("components", "errors"),
     ("memory", "errors"),
     ("processes", "errors"),
+    ("processes", "reading"),
     ("plasticity", "localisation"),
 }
 FORBIDDEN = {("report", part) for part in ("models", "tasks", "interventions", "behaviour", "plasticity")}

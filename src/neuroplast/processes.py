@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from neuroplast import errors
 from neuroplast.errors import InputError, NeuroplastError
+from neuroplast.reading import parse_json
 
 if TYPE_CHECKING:
     from accelerate import PartialState
@@ -95,7 +96,7 @@ class Processes:
         except NeuroplastError as error:
             wrong = json.dumps([type(error).__name__, str(error)])
         if found := next(filter(None, self._told(wrong)), None):
-            kind, message = json.loads(found)
+            kind, message = parse_json(found)
             raise getattr(errors, kind, NeuroplastError)(message)
 
     def by_main(self, do: Callable[[], bool | None]) -> bool:

@@ -101,7 +101,7 @@ class _Chosen:
         self.command = shlex.join(["neuroplast", *sys.argv[1:]])
 
     @contextmanager
-    def open(self, observer: Observer) -> "Generator[Backend]":
+    def connect(self, observer: Observer) -> "Generator[Backend]":
         """Gives the backend."""
         if self.backend == RAY:
             from neuroplast.study.cluster import Cluster
@@ -134,7 +134,7 @@ def _run_on_cluster(settings: "StudyConfig", out: Path, chosen: _Chosen) -> dict
     from neuroplast.storage import load_json
     from neuroplast.study.jobs import Cell, run_cells
 
-    with Progress(stderr, chosen.is_quiet) as progress, chosen.open(progress) as backend:
+    with Progress(stderr, chosen.is_quiet) as progress, chosen.connect(progress) as backend:
         failed = run_cells([Cell(out.name, settings, out)], backend, progress)
     for error in failed.values():
         raise error
@@ -148,7 +148,7 @@ def _run_grid(
     from neuroplast.study.grid import PAGE, RESULT, build_grid, run_grid
 
     grid = build_grid(document, out, given, assignments)
-    with Progress(stderr, chosen.is_quiet) as progress, chosen.open(progress) as backend:
+    with Progress(stderr, chosen.is_quiet) as progress, chosen.connect(progress) as backend:
         result = run_grid(grid, out, backend, progress)
     if chosen.as_json:
         print_json(result)
