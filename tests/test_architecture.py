@@ -11,7 +11,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "neuroplast"
 FLOORS = (
     {
         *("errors", "components", "storage", "reading", "links", "memory", "observer", "hub"),
-        *("locks", "processes"),
+        *("locks", "machine", "processes"),
     },
     {"tasks", "models", "statistics"},
     {"behaviour"},
@@ -20,7 +20,7 @@ FLOORS = (
     {"training", "plasticity", "localisation", "report", "subject"},
     {"comparison"},
     {"study", "patch", "discovery", "evaluation", "audit", "repair", "progress", "terminal", "watch"},
-    {"dose"},
+    {"dose", "bench"},
     {"commands"},
     {"cli", "__init__"},
     {"__main__"},

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from neuroplast import tasks
     from neuroplast.audit import AuditConfig, run_audit
     from neuroplast.behaviour import measure_behaviour
+    from neuroplast.bench import BenchConfig, run_bench
     from neuroplast.circuits.circuit import Circuit
     from neuroplast.circuits.discover import discover
     from neuroplast.circuits.edge_criteria import edge_curve
@@ -43,6 +44,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "AuditConfig",
+    "BenchConfig",
     "Circuit",
     "DiscoverConfig",
     "DoseConfig",
@@ -73,6 +75,7 @@ __all__ = [
     "path_patch",
     "published_circuit",
     "run_audit",
+    "run_bench",
     "run_discover",
     "run_dose",
     "run_evaluate",
@@ -87,6 +90,7 @@ __all__ = [
 
 _HOMES = {
     "AuditConfig": "audit",
+    "BenchConfig": "bench",
     "Circuit": "circuits.circuit",
     "DiscoverConfig": "discovery",
     "DoseConfig": "dose",
@@ -117,6 +121,7 @@ _HOMES = {
     "path_patch": "interventions.path_patching",
     "published_circuit": "circuits.published",
     "run_audit": "audit",
+    "run_bench": "bench",
     "run_discover": "discovery",
     "run_dose": "dose",
     "run_evaluate": "evaluation",

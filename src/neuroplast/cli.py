@@ -13,6 +13,7 @@ from neuroplast.commands.checkpoints import audit, compare, repair
 from neuroplast.commands.listing import models, tasks
 from neuroplast.commands.measuring import discover, evaluate, patch
 from neuroplast.commands.study import study
+from neuroplast.commands.timing import bench
 from neuroplast.commands.training import dose, report, train
 from neuroplast.errors import InputError, NeuroplastError
 from neuroplast.memory import reuse_freed_memory
@@ -53,7 +54,7 @@ def options(
         )
 
 
-for command in (models, tasks, study, patch, discover, evaluate, compare, audit, repair, dose, train, report):
+for command in (models, tasks, study, patch, discover, evaluate, compare, audit, repair, dose, train, report, bench):
     app.command()(command)
 
 

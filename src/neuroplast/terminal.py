@@ -258,3 +258,59 @@ def print_dose(document: dict[str, Any]) -> None:
         style="dim",
         markup=False,
     )
+
+
+def print_bench(document: dict[str, Any]) -> None:
+    """The table of what everything takes, and what is missing from it."""
+    then = document.get("against")
+    columns = ("row", "measured", "range", "floor", "÷ floor", "peer", "÷ peer", "now ÷ then")
+    table = build_table(*columns[: None if then else -1])
+    for row in document["rows"]:
+        low, high = row["range"] or (None, None)
+        cells = [
+            escape(row["what"]),
+            _seconds(row["seconds"]),
+            "once" if row["repeats"] == 1 else "–" if low is None else f"{_seconds(low)} to {_seconds(high)}",
+            _seconds(row["floor_seconds"]),
+            _ratio(row["over_floor"]),
+            _seconds(row["peer_seconds"]),
+            _ratio(row["over_peer"]),
+        ]
+        table.add_row(*cells, *([_ratio(then["rows"][row["name"]]["ratio"])] if then else []))
+    stdout.print(table)
+    rate, hardware, versions = document["rate"], document["hardware"], document["versions"]
+    low, high = (each / 1e9 for each in rate["range"])
+    model = document["model"]
+    lines = [
+        f"{model['name']}: {model['n_layers']} layers of {model['n_heads']} heads, on {hardware['device']}; "
+        f"{hardware['processor']}, {hardware['threads']} threads; torch {versions['torch']}",
+        f"floor: the matrix products at {rate['operations_a_second'] / 1e9:.0f} GFLOP/s ({low:.0f} to {high:.0f}), or, "
+        "of edges and the ledger, what they need of the plain model, run in turn",
+    ]
+    peers: dict[str, list[str]] = {}
+    for row in document["rows"]:
+        if row["peer"] is not None:
+            error = "" if row["max_difference"] is None else f", largest difference {row['max_difference']:.1e}"
+            peers.setdefault(row["peer"], []).append(f"{row['name']} ({row['peer_timed']}{error})")
+    lines += [f"{peer}: {', '.join(rows)}" for peer, rows in peers.items()]
+    missing: dict[str, list[str]] = {}
+    for row in document["rows"]:
+        for what, why in row["why"].items():
+            missing.setdefault(why, []).append(f"{row['name']} ({what})")
+    lines += [f"none for {', '.join(rows)}: {why}" for why, rows in missing.items()]
+    if then:
+        lines.append(f"then: {then['file']} of {then['date']}; products now ÷ then {then['rate_ratio']:.2f}")
+        lines += [f"{name} is not compared: {each['why']}" for name, each in then["rows"].items() if "why" in each]
+    lines.append(f"{document['seconds']:.0f} s in all")
+    for line in lines:
+        stdout.print(line, style="dim", markup=False)
+
+
+def _seconds(value: float | None) -> str:
+    if value is None:
+        return "–"
+    return f"{value:.3g} s" if value < 100 else f"{value:.0f} s"
+
+
+def _ratio(value: float | None) -> str:
+    return "–" if value is None else f"{value:.2f}" if value >= 0.1 else f"{value:.2g}"

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from neuroplast import patch
+from neuroplast.bench.rows import ROWS
 from neuroplast.circuits import discover
 from neuroplast.commands import names
 from neuroplast.interventions import ablation
@@ -99,3 +100,4 @@ def test_the_names_that_are_offered_are_those_there_are():
     assert patch.METHODS == names.INTERVENTIONS
     assert discover.METHODS == names.DISCOVERIES
     assert ablation.ABLATIONS == names.ABLATIONS
+    assert tuple(ROWS) == names.ROWS

@@ -12,6 +12,17 @@ PRESETS = ("smoke", "quick", "paper")
 STRATEGIES = ("auto", "graft", "masked", "full")
 INTERVENTIONS = ("path", "activation", "edge", "eap", "eap-ig", "ceap")
 DISCOVERIES = ("path", "eap", "eap-ig", "ceap", "exact")
+ROWS = (
+    "heads-to-logits",
+    "heads-to-queries",
+    "activations",
+    "edges",
+    "discovery",
+    "criteria",
+    "ledger",
+    "training",
+    "study",
+)
 ABLATIONS = ("mean-by-position", "mean", "zero", "resample", "counterfactual")
 
 

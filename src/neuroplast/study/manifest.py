@@ -1,15 +1,13 @@
 """What a run was made with: versions, hardware, hashes, and how long each stage took."""
 
-import os
 import platform
-import sys
 from collections.abc import Iterable, Mapping
-from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from neuroplast.errors import InputError, StorageError
+from neuroplast.machine import hardware, now
 from neuroplast.storage import hash_file, load_json, write_json
 from neuroplast.study.artefacts import Artefacts
 from neuroplast.study.plan import Stage, StudyConfig
@@ -55,7 +53,7 @@ class Manifest:
 
     def finish(self) -> None:
         """Notes that everything is done."""
-        self._document["finished"] = _now()
+        self._document["finished"] = now()
         self._write()
 
     def _write(self) -> None:
@@ -112,16 +110,11 @@ def open_manifest(
         return manifest
     document = {
         "command": command,
-        "started": _now(),
+        "started": now(),
         "finished": None,
         "versions": {name: version(name) for name in ("neuroplast", "torch", "transformers")}
         | {"python": platform.python_version()},
-        "hardware": {
-            "platform": platform.platform(),
-            "device": config.device,
-            "cpus": cpus(),
-            "threads": config.threads or cpus(),
-        },
+        "hardware": (found := hardware(config.device)) | {"threads": config.threads or found["cpus"]},
         "model": {**model, "source": source},
         "config": config.model_dump(),
         "names": dict(names),
@@ -130,12 +123,3 @@ def open_manifest(
     } | ({} if task_sha256 is None else {"task_sha256": task_sha256})
     write_json(path, document)
     return Manifest(out, document)
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-def cpus() -> int:
-    """Processor cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
