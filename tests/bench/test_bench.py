@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from neuroplast.bench import BenchConfig, checkpoints, run_bench
+from neuroplast.bench import BenchConfig, checkpoints, rate, run_bench
 from neuroplast.bench.document import compare, load_document
 from neuroplast.bench.peers import NOT_INSTALLED
 from neuroplast.bench.rounds import NO_PEERS
@@ -19,7 +19,13 @@ from neuroplast.models.sources import load_model, weights_sha256
 from neuroplast.storage import write_json
 
 QUICK = {"n_prompts": 4, "follow_stages": [], "look_stages": [], "resamples": 100}
-SMALL = BenchConfig(prompts=3, repeats=2)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _quick_rate():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rate, "TRIES", 1)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +35,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tempfile, "tempdir", str(scratch))
         patch.setattr(checkpoints, "STUDY", checkpoints.STUDY | QUICK)
-        document = run_bench(SMALL)
+        document = run_bench(BenchConfig(prompts=3, repeats=1))
     assert not list(scratch.iterdir())
     return document
 
@@ -42,7 +48,7 @@ def test_every_row_runs_and_is_held_against_something_or_says_why(done: dict[str
     for row in done["rows"]:
         low, high = row["range"]
         assert 0 < low <= row["seconds"] <= high < math.inf
-        assert row["repeats"] == (1 if row["name"] in ("discovery", "study") else 2)
+        assert row["repeats"] == 1
         for what, ratio in (("floor", "over_floor"), ("peer", "over_peer")):
             assert (row[what] is None) == (row[ratio] is None) == bool(row["why"].get(what))
             if row[what] is not None:

@@ -6,13 +6,13 @@ WORDS = ("bench", "--prompts", "2", "--repeats", "1", "--no-peers", "--row", "he
 
 def test_a_table_is_printed_kept_and_compared_with(run, tmp_path: Path):
     file = tmp_path / "then.json"
-    code, text, err = run(*WORDS, "--row", "criteria", "--out", str(file))
+    code, text, told = run(*WORDS, "--row", "criteria", "--out", str(file))
     assert code == 0 and "32 heads → logits, 2 prompts" in text and str(file) in text and "GFLOP/s" in text
     assert "none for heads-to-logits (peer), criteria (peer): peers were not asked for" in text
     code, text, err = run(*WORDS, "--against", str(file), "--json")
     document = json.loads(text)
     assert code == 0 and err == ""
-    assert [row["name"] for row in document["rows"]] == ["heads-to-logits"]
+    assert [row["name"] for row in document["rows"]] == ["heads-to-logits"] and "stage 1 of 3: warm-up" in told
     assert document["against"]["rows"]["heads-to-logits"]["ratio"] > 0
     assert {"date", "versions", "hardware", "model", "rate"} <= set(json.loads(file.read_text()))
     code, text, _ = run(*WORDS, "--against", str(file), "--quiet")

@@ -93,7 +93,7 @@ def test_a_wrong_command_is_told():
         with pytest.raises((AssertionError, typer.BadParameter.__base__)):  # pyright: ignore[reportArgumentType]
             require_command(command)
     with pytest.raises(AssertionError):
-        require_command("python benchmarks/engine.py --peers 2")
+        require_command("python benchmarks/scaling.py --peers 2")
 
 
 @pytest.mark.parametrize("page", MEASURED)

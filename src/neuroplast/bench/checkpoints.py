@@ -27,8 +27,9 @@ FAR = 0.01
 """How far the other checkpoint of the ledger lies: noise on every weight, as a share of its standard deviation."""
 STEPS, BATCH = 6, 16
 """Steps of the training, and examples a step."""
-STUDY: dict[str, Any] = {"circuit_stages": [], "compare_stages": []}
-"""Settings of the study beside the preset: no circuits and no comparisons, which take far longer than the rest."""
+STUDY: dict[str, Any] = {"circuit_stages": [], "compare_stages": [], "save_every": 10}
+"""Settings of the study beside the preset: no circuits and no comparisons, which take far longer than the
+rest, and no saves to continue from."""
 
 
 def copy_of(model: Network) -> Network:

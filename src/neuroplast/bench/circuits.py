@@ -23,8 +23,8 @@ from neuroplast.tasks.prompts import PromptSet
 
 DISCOVERY: dict[str, Any] = {"threshold": 0.1, "depth": 1}
 """Settings of the discovery: the heads that do most, and those that they read."""
-DISCOVERY_PROMPTS = (8, 12)
-"""Prompts of the discovery, at least and at most: with more, heads would be cut on the first 16."""
+DISCOVERY_PROMPTS = 8
+"""Prompts of the discovery, the fewest that it takes; with more than 16, heads would be cut on some of them."""
 CIRCUITS, SIZE = 20, 20
 """Circuits that are judged, and heads of each."""
 TIMED = 2
@@ -45,8 +45,7 @@ def draw_circuits(model: Network, prompts: PromptSet, n: int) -> list[list[Node]
 
 def discovery(setting: Setting) -> Job:
     """A circuit found by path patching."""
-    least, most = DISCOVERY_PROMPTS
-    model, prompts = setting.model, setting.prompts(most, least)
+    model, prompts = setting.model, setting.prompts(DISCOVERY_PROMPTS, DISCOVERY_PROMPTS)
     operations = Operations(model, prompts)
 
     def count(found: Circuit) -> float:

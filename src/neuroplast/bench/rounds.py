@@ -45,13 +45,15 @@ def measure_rounds(model: Network, clocks: Mapping[str, Clock], repeats: int, ob
     """
     rates: list[float] = []
     brief = {name: clock for name, clock in clocks.items() if not clock.job.is_long}
+    observer.stage("warm-up", 0, repeats + 2)
     for number, (name, clock) in enumerate(brief.items()):
-        observer.progress("warm-up", number, len(brief), name)
+        observer.progress("rows", number, len(brief), name)
         _run(clock, lambda clock=clock: _warm_up(clock))
     for repeat in range(repeats):
         members = clocks if repeat == 0 else brief
+        observer.stage(f"round {repeat + 1}", repeat + 1, repeats + 2)
         for number, (name, clock) in enumerate(members.items()):
-            observer.progress(f"round {repeat + 1} of {repeats}", number, len(members), name)
+            observer.progress("rows", number, len(members), name)
             rates.append(matrix_rate(model))
             _run(clock, lambda clock=clock: _time(clock, model))
     return rates
@@ -60,7 +62,7 @@ def measure_rounds(model: Network, clocks: Mapping[str, Clock], repeats: int, ob
 def measure_peers(clocks: Mapping[str, Clock], observer: Observer) -> None:
     """Measures what the rows take by other means, where there are any."""
     for number, (name, clock) in enumerate(clocks.items()):
-        observer.progress("peers", number, len(clocks), name)
+        observer.progress("rows", number, len(clocks), name)
         if isinstance(clock.job.peer, Peer) and clock.failed is None:
             clock.peer = clock.job.peer.measure(clock.found)
         elif isinstance(clock.job.peer, Missing):

@@ -64,6 +64,7 @@ def run_bench(config: BenchConfig, observer: Observer | None = None) -> dict[str
         clocks = {name: Clock(ROWS[name](setting)) for name in names}
         rates = measure_rounds(model, clocks, config.repeats, observer)
         if config.peers:
+            observer.stage("peers", config.repeats + 1, config.repeats + 2)
             measure_peers(clocks, observer)
     rate = statistics.median(rates)
     return {
