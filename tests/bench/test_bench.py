@@ -98,6 +98,17 @@ def test_a_peer_that_is_not_installed_is_null_with_a_reason(monkeypatch: pytest.
     assert row["peer"] is None and row["over_peer"] is None and row["why"] == {"peer": NOT_INSTALLED}
 
 
+def test_a_model_that_a_peer_cannot_open_is_null_with_a_reason(monkeypatch: pytest.MonkeyPatch):
+    from transformer_lens.model_bridge import TransformerBridge
+
+    def refuse(*_: object, **__: object) -> None:
+        raise ValueError("Unsupported architecture: Strange\nmore")
+
+    monkeypatch.setattr(TransformerBridge, "boot_transformers", refuse)
+    (row,) = run_bench(BenchConfig(prompts=2, repeats=1, rows=("heads-to-logits",)))["rows"]
+    assert row["why"] == {"peer": "TransformerLens cannot open 'tiny': Unsupported architecture: Strange"}
+
+
 def test_a_row_that_this_model_cannot_do_is_null_with_a_reason(monkeypatch: pytest.MonkeyPatch):
     def refuse(*_: object, **__: object) -> None:
         raise InputError("its MLPs could not be told from its attention")

@@ -20,6 +20,7 @@ from torch import Tensor
 from neuroplast.bench.job import Missing, Peer, PeerTime
 from neuroplast.bench.rate import timed
 from neuroplast.components import READ_CHANNELS, Node
+from neuroplast.errors import InputError, first_line
 from neuroplast.interventions.edges import EdgeScores
 from neuroplast.models.network import Network
 from neuroplast.tasks.prompts import PromptSet
@@ -53,10 +54,13 @@ class Lens:
         from transformer_lens.model_bridge import TransformerBridge
 
         module = copy.deepcopy(model.module)
-        with contextlib.redirect_stdout(io.StringIO()):  # stdout is for results
-            self.bridge: Any = TransformerBridge.boot_transformers(
-                model.name, hf_model=module, tokenizer=model.tokenizer, device=model.device
-            )
+        try:
+            with contextlib.redirect_stdout(io.StringIO()):  # stdout is for results
+                self.bridge: Any = TransformerBridge.boot_transformers(
+                    model.name, hf_model=module, tokenizer=model.tokenizer, device=model.device
+                )
+        except (AttributeError, LookupError, NotImplementedError, TypeError, ValueError) as error:
+            raise InputError(f"TransformerLens cannot open {model.name!r}: {first_line(error)}") from error
         self.model, self.prompts = model, prompts.to(model.device)
         self.rows, self.end = torch.arange(len(prompts), device=model.device), self.prompts.positions["end"]
         self.z = [f"blocks.{layer}.attn.hook_z" for layer in range(model.n_layers)]

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from neuroplast.bench.job import Alternating, Job, Missing, Peer, PeerTime
+from neuroplast.bench.job import Alternating, Job, Missing, PeerTime
 from neuroplast.bench.rate import matrix_rate, timed
 from neuroplast.errors import InputError
 from neuroplast.models.network import Network
@@ -63,10 +63,14 @@ def measure_peers(clocks: Mapping[str, Clock], observer: Observer) -> None:
     """Measures what the rows take by other means, where there are any."""
     for number, (name, clock) in enumerate(clocks.items()):
         observer.progress("rows", number, len(clocks), name)
-        if isinstance(clock.job.peer, Peer) and clock.failed is None:
-            clock.peer = clock.job.peer.measure(clock.found)
-        elif isinstance(clock.job.peer, Missing):
-            clock.peer = clock.job.peer
+        peer = clock.job.peer
+        if isinstance(peer, Missing):
+            clock.peer = peer
+        elif clock.failed is None:
+            try:
+                clock.peer = peer.measure(clock.found)
+            except InputError as error:
+                clock.peer = Missing(str(error))
 
 
 def _run(clock: Clock, work: Callable[[], None]) -> None:
