@@ -21,7 +21,7 @@ from neuroplast.tasks import load_task
 from neuroplast.training.data import Example, build_examples, collate, schedule_examples
 from neuroplast.training.finetune import FinetuneConfig, finetune
 
-LEDGER_PROMPTS = 16
+LEDGER_PROMPTS = 8
 """Prompts of the ledger, at most."""
 FAR = 0.01
 """How far the other checkpoint of the ledger lies: noise on every weight, as a share of its standard deviation."""
