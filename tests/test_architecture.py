@@ -38,6 +38,7 @@ ALLOWED_BESIDE = {
     ("memory", "errors"),
     ("processes", "errors"),
     ("processes", "reading"),
+    ("machine", "reading"),
     ("plasticity", "localisation"),
 }
 FORBIDDEN = {("report", part) for part in ("models", "tasks", "interventions", "behaviour", "plasticity")}

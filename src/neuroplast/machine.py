@@ -7,6 +7,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from neuroplast.reading import read_text
+
 CPU_INFO = Path("/proc/cpuinfo")
 
 
@@ -31,7 +33,7 @@ def _cpus() -> int:
 def _processor() -> str:
     """Its name where the system gives one, else its kind."""
     if CPU_INFO.is_file():
-        for line in CPU_INFO.read_text(encoding="utf-8", errors="replace").splitlines():
+        for line in read_text(CPU_INFO).splitlines():
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
