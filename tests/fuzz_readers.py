@@ -212,7 +212,8 @@ def _tensors(folder: Path) -> Reader:
 
 
 def _claims(folder: Path) -> Reader:
-    from neuroplast.storage import claimed, is_begun, load_jsonl
+    from neuroplast.locks import claimed
+    from neuroplast.storage import is_begun, load_jsonl
 
     provenance = {"model": {"name": "tiny", "weights": "ab"}, "settings": {"n": 3, "senders": ["a0.h0"]}}
 

@@ -30,6 +30,7 @@ ALLOWED_BESIDE = {
     ("storage", "errors"),
     ("locks", "errors"),
     ("locks", "storage"),
+    ("locks", "reading"),
     ("storage", "reading"),
     ("storage", "links"),
     ("links", "errors"),

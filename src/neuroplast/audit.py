@@ -19,13 +19,14 @@ from neuroplast.comparison.comparison import TEXT, CompareSettings
 from neuroplast.comparison.text import SAMPLES
 from neuroplast.comparison.verdict import LABELS, TOLERANCE, UNCHANGED
 from neuroplast.errors import GateError, InputError, unknown_name
+from neuroplast.locks import claimed
 from neuroplast.memory import parse_size
 from neuroplast.models.between import require_same_parts, shared_weights
 from neuroplast.models.sources import load_model, weights_sha256
 from neuroplast.observer import Observer, Silent
 from neuroplast.report.audit_report import AUDIT_FILES, write_audit_report
 from neuroplast.statistics import can_tell
-from neuroplast.storage import Parts, claimed, hash_file, is_begun, load_json, telling, write_json
+from neuroplast.storage import Parts, hash_file, is_begun, load_json, telling, write_json
 from neuroplast.subject import Subject, require_whole, versions
 from neuroplast.tasks import TASKS, load_task
 from neuroplast.tasks.records import save_records

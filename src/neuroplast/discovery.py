@@ -14,10 +14,11 @@ from neuroplast.circuits.discover import METHODS, SETTINGS, discover, require_se
 from neuroplast.circuits.evaluate import circuit_document
 from neuroplast.circuits.files import load_circuit, save_circuit
 from neuroplast.errors import InputError, NothingFoundError, unknown_name
+from neuroplast.locks import claimed
 from neuroplast.memory import parse_size
 from neuroplast.observer import Observer, Silent
 from neuroplast.report.circuit import write_circuit_report
-from neuroplast.storage import Parts, claimed, is_begun, write_json, write_jsonl
+from neuroplast.storage import Parts, is_begun, write_json, write_jsonl
 from neuroplast.subject import Subject, spelled, versions
 
 MARKER, CIRCUIT = "discover.json", "circuit.json"

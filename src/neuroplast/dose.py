@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from neuroplast.errors import InputError
+from neuroplast.locks import claimed
 from neuroplast.memory import parse_size
 from neuroplast.models.network import Network
 from neuroplast.models.sources import LEARNING_RATE, DType, load_model, suited_learning_rate, weights_sha256
@@ -23,7 +24,7 @@ from neuroplast.observer import Observer, Silent
 from neuroplast.repair.restored import Judge, restored_document
 from neuroplast.report.dose import DOSE_FILES, write_dose_report
 from neuroplast.statistics import MOST_SEED
-from neuroplast.storage import Parts, claimed, is_begun, load_json, telling, write_json
+from neuroplast.storage import Parts, is_begun, load_json, telling, write_json
 from neuroplast.subject import require_between, task_provenance, versions
 from neuroplast.tasks import Task, load_task
 from neuroplast.tasks.poisons import load_poison

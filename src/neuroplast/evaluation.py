@@ -16,11 +16,12 @@ from neuroplast.circuits.evaluate import estimate_document, evaluate
 from neuroplast.circuits.files import load_circuit, require_model
 from neuroplast.circuits.shape import shape_of
 from neuroplast.errors import InputError, UnsupportedModelError
+from neuroplast.locks import claimed
 from neuroplast.memory import parse_size
 from neuroplast.models.network import Network
 from neuroplast.observer import Observer, Silent, about
 from neuroplast.report.evaluation import EVALUATION_FILES, write_evaluation_report
-from neuroplast.storage import Parts, claimed, hash_file, is_begun, load_json, write_json
+from neuroplast.storage import Parts, hash_file, is_begun, load_json, write_json
 from neuroplast.subject import MOST_PROMPTS, Subject, require_whole, versions
 from neuroplast.tasks import load_task
 from neuroplast.tasks.prompts import PromptSet

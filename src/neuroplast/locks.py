@@ -1,21 +1,23 @@
-"""One writer a folder: a lock that the system takes back when its process ends, however it ends."""
+"""One writer a folder: a lock that the system takes back when its process ends, however it ends; and what it is for."""
 
-from collections.abc import Generator
+import json
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 
 from neuroplast.errors import InputError, NeuroplastError
-from neuroplast.storage import disk_errors, make_folder
-
-LOCK = ".lock"
-"""Its file; empty, and left where it is, since removing it would let two in."""
+from neuroplast.reading import parse_json
+from neuroplast.storage import LOCK, disk_errors, load_json, make_folder, write_json
 
 
 @contextmanager
 def writing(folder: Path, wait: float = 0) -> Generator[None]:
     """Holds a folder for this process alone while the block runs.
+
+    The lock's file stays where it is: removing it would let two in.
 
     Args:
         folder: the folder; made where it is missing, and gone again where the block fails and left nothing.
@@ -43,3 +45,41 @@ def writing(folder: Path, wait: float = 0) -> Generator[None]:
         raise
     finally:
         lock.release()
+
+
+@contextmanager
+def claimed(out: Path, marker: str, what: str, provenance: Mapping[str, Any]) -> Generator[None]:
+    """Writes down what a folder is for, or checks that it is the same; `is_begun` has looked at the folder before.
+
+    Where the block finds that it was asked for something that cannot be, and has measured nothing, another may take the
+    folder.
+
+    Args:
+        out: the folder.
+        marker: name of the file that says it.
+        what: what a run is called, such as `audit`.
+        provenance: settings, weights and prompts, as JSON.
+
+    Raises:
+        InputError: when the folder was begun with others, or another process holds it.
+        StorageError: when it cannot be written.
+    """
+    with writing(out):
+        if not (out / marker).is_file():
+            write_json(out / marker, provenance)
+        elif load_json(out / marker) != parse_json(json.dumps(provenance)):
+            raise InputError(f"{out} holds another {what} (other settings, prompts or weights); choose another --out")
+        try:
+            yield
+        except InputError:
+            _release(out, marker)
+            raise
+
+
+def _release(out: Path, marker: str) -> None:
+    """Frees an output folder that a run claimed and has nothing measured in: another may take it."""
+    others = [entry for entry in out.iterdir() if entry.name not in (marker, LOCK)]
+    if not any(entry.is_file() or any(entry.iterdir()) for entry in others):
+        for entry in others:
+            entry.rmdir()
+        (out / marker).unlink(missing_ok=True)

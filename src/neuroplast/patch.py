@@ -30,6 +30,7 @@ from neuroplast.interventions.selection import (
     select_senders,
     select_sites,
 )
+from neuroplast.locks import claimed
 from neuroplast.memory import parse_size
 from neuroplast.models.network import Network
 from neuroplast.observer import Observer, Silent
@@ -37,7 +38,6 @@ from neuroplast.reading import parse_json
 from neuroplast.report.patch import write_patch_report
 from neuroplast.statistics import NORMAL_95, bootstrap_weights, estimate_mean, interval
 from neuroplast.storage import (
-    claimed,
     is_begun,
     load_metadata,
     load_tensors,

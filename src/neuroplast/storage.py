@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 PARTIAL = ".partial"
 FORMER = ".former"
+LOCK = ".lock"
+"""The file by which one process holds a folder; see `neuroplast.locks`."""
 
 
 @contextmanager
@@ -103,7 +105,7 @@ def is_begun(out: Path, marker: str, what: str, others: Sequence[str] = ()) -> b
             return True
         if not nearest_folder(out).is_dir() or (out.is_symlink() and not out.exists()):
             raise InputError(f"--out {out} cannot be made: a file or a broken link stands in its way; choose another")
-        ours = {name + end for name in (marker, *others) for end in ("", PARTIAL)}
+        ours = {LOCK, *(name + end for name in (marker, *others) for end in ("", PARTIAL))}
         if out.is_dir() and any(entry.name not in ours for entry in out.iterdir()):
             raise InputError(f"{out} is not empty and holds no {what}; choose another --out")
     except OSError as error:
@@ -238,44 +240,6 @@ def load_tensors(path: Path) -> "dict[str, Tensor]":
         raise StorageError(
             f"could not read {path}: {one_line(error)}; remove it, then run the same command again"
         ) from error
-
-
-@contextmanager
-def claimed(out: Path, marker: str, what: str, provenance: Mapping[str, Any]) -> Generator[None]:
-    """Writes down what a folder is for, or checks that it is the same; `is_begun` has looked at the folder before.
-
-    Where the block finds that it was asked for something that cannot be, and has measured nothing, another may take the
-    folder.
-
-    Args:
-        out: the folder.
-        marker: name of the file that says it.
-        what: what a run is called, such as `audit`.
-        provenance: settings, weights and prompts, as JSON.
-
-    Raises:
-        InputError: when the folder was begun with others.
-        StorageError: when it cannot be written.
-    """
-    if not (out / marker).is_file():
-        make_folder(out)
-        write_json(out / marker, provenance)
-    elif load_json(out / marker) != json.loads(json.dumps(provenance)):
-        raise InputError(f"{out} holds another {what} (other settings, prompts or weights); choose another --out")
-    try:
-        yield
-    except InputError:
-        _release(out, marker)
-        raise
-
-
-def _release(out: Path, marker: str) -> None:
-    """Frees an output folder that a run claimed and has nothing measured in: another may take it."""
-    others = [entry for entry in out.iterdir() if entry.name != marker]
-    if not any(entry.is_file() or any(entry.iterdir()) for entry in others):
-        for entry in others:
-            entry.rmdir()
-        (out / marker).unlink(missing_ok=True)
 
 
 @contextmanager

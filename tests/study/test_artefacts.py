@@ -9,7 +9,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from neuroplast.errors import InputError, StorageError
-from neuroplast.locks import LOCK, writing
+from neuroplast.locks import writing
+from neuroplast.storage import LOCK
 from neuroplast.study import StudyConfig, build_config, build_plan, outcome, run_study
 from neuroplast.study.artefacts import Artefacts
 from neuroplast.study.pruning import prune_checkpoints

@@ -22,6 +22,7 @@ from neuroplast.circuits.inside import inside_document
 from neuroplast.circuits.shape import shape_of
 from neuroplast.errors import GateError, InputError, UnsupportedModelError, unknown_name
 from neuroplast.interventions.selection import OTHER
+from neuroplast.locks import claimed
 from neuroplast.memory import parse_size
 from neuroplast.models.between import require_same_parts
 from neuroplast.models.network import Network
@@ -33,7 +34,7 @@ from neuroplast.repair.restored import NO_BASE, Judge, Restored, restored_docume
 from neuroplast.repair.strategies import BEST, Candidate, Ranking, grafts, rank_by_gradient, rank_by_ledger, retrain
 from neuroplast.report.repair import REPAIR_FILES, write_repair_report
 from neuroplast.statistics import MOST_SEED
-from neuroplast.storage import Parts, atomic_file, claimed, hash_file, is_begun, load_json, telling, write_json
+from neuroplast.storage import Parts, atomic_file, hash_file, is_begun, load_json, telling, write_json
 from neuroplast.subject import require_between, task_provenance, versions
 from neuroplast.tasks import load_task
 from neuroplast.tasks.prompts import REFERENCE_SEED, PromptSet

@@ -17,8 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from neuroplast.errors import StorageError
-from neuroplast.locks import LOCK
-from neuroplast.storage import FORMER, PARTIAL, hash_file, hash_text, load_json, write_json
+from neuroplast.storage import FORMER, LOCK, PARTIAL, hash_file, hash_text, load_json, write_json
 
 ARTEFACTS = "artefacts.json"
 SCHEMA = 1

@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Protocol
 
 from neuroplast.errors import NeuroplastError, first_line
-from neuroplast.locks import LOCK, writing
+from neuroplast.locks import writing
 from neuroplast.observer import Observer
-from neuroplast.storage import FORMER, PARTIAL
+from neuroplast.storage import FORMER, LOCK, PARTIAL
 from neuroplast.study.artefacts import pairs_file
 from neuroplast.study.manifest import load_manifest
 from neuroplast.study.outcome import finish_study

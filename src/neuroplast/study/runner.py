@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from neuroplast.errors import InputError, StorageError
-from neuroplast.locks import LOCK, writing
+from neuroplast.locks import writing
 from neuroplast.memory import show_size
 from neuroplast.models.sources import weights_sha256
 from neuroplast.observer import Observer, Silent
@@ -157,7 +157,7 @@ def claim_folder(config: StudyConfig, out: Path) -> None:
     Raises:
         InputError: so it is.
     """
-    if not is_begun(out, SETTINGS, "study", [MANIFEST, LOCK]):
+    if not is_begun(out, SETTINGS, "study", [MANIFEST]):
         return
     settings = out / SETTINGS
     try:

@@ -1,10 +1,12 @@
 """One fine-tuning on a task, clean or poisoned: what `neuroplast train` does."""
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 
 from neuroplast.behaviour import measure_behaviour
+from neuroplast.locks import writing
 from neuroplast.models.network import Network
 from neuroplast.processes import join
 from neuroplast.storage import write_jsonl
@@ -45,7 +47,8 @@ def train(
         The checkpoint's folder.
 
     Raises:
-        InputError: an unknown task or poison, a rate outside [0, 1], a folder that holds another training.
+        InputError: an unknown task or poison, a rate outside [0, 1], a folder that holds another training, or that
+            another process writes.
         TrainingDivergedError: the loss stopped being a number.
     """
     processes = join(str(model.module.device))
@@ -54,8 +57,10 @@ def train(
         pairs = chosen.pairs(model, n_train, config.seed, poison=poison, rate=rate)
         prompts = chosen.prompts(model, PROBE_PROMPTS, config.seed, split="eval")
         examples = build_examples(model.tokenizer, pairs)
-    finetune(model, examples, config, out, probe=behaviour_probe(prompts), progress=progress)
-    processes.by_main(lambda: write_jsonl(out / "pairs.jsonl", map(asdict, pairs)))
+    with ExitStack() as stack:
+        processes.by_main(lambda: stack.enter_context(writing(out)))
+        finetune(model, examples, config, out, probe=behaviour_probe(prompts), progress=progress)
+        processes.by_main(lambda: write_jsonl(out / "pairs.jsonl", map(asdict, pairs)))
     return out / "checkpoint"
 
 
