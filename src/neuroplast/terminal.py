@@ -7,6 +7,8 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 
+from neuroplast.memory import show_size
+
 CLAIMS = ("amplification", "localisation_expressed", "localisation_stored", "specificity", "plasticity")
 """A study's findings, in the order in which a grid's table has them."""
 CIRCUIT_ROWS = 40
@@ -68,6 +70,72 @@ def print_grid(result: dict[str, Any]) -> None:
     )
     for cell in failed:
         stdout.print(f"failed  {cell['name']}: {cell['why']}", style="red", soft_wrap=True, markup=False)
+
+
+def print_plan(plan: dict[str, Any]) -> None:
+    """The table of what a study, or each study of a grid, will take."""
+    studies, totals = plan["studies"], plan["totals"]
+    if len(studies) == 1:
+        _print_stages(studies[0])
+    else:
+        table = build_table("cell", "stages", "to make", "shared", "time", "disk")
+        for study in studies:
+            states = [stage["state"] for stage in study["stages"]]
+            shared = states.count("shared")
+            to_make = len(states) - states.count("made") - shared
+            row = (str(len(states)), str(to_make), str(shared), _time(study["seconds"]), show_size(study["disk_bytes"]))
+            table.add_row(escape(study["name"]), *row)
+        stdout.print(table)
+    counts = {state: n for state, n in totals["by_state"].items() if n}
+    said = {"made": "made already", "partly": "partly there", "nothing": "to make", "shared": "taken over from another"}
+    stages = ", ".join(f"{n} {said[state]}" for state, n in counts.items())
+    time = f"{_time(totals['seconds'])}, about {_duration(totals['seconds']['likely'])}"
+    if totals["at_once"] > 1:
+        time += f"; {totals['at_once']} stages at once: roughly {_time(totals['elapsed_seconds'])}"
+    print_files(
+        {
+            "stages": f"{totals['n_stages']}: {stages}",
+            "time": time if totals["seconds"]["likely"] else "nothing is left to do",
+            "memory": f"about {show_size(totals['memory_bytes'])} at most",
+            "disk": f"about {show_size(totals['disk_bytes'])} when finished; {show_size(totals['disk_needed_bytes'])} "
+            f"must be free, and {show_size(totals['disk_free_bytes'])} is",
+        }
+    )
+    if totals["disk_free_bytes"] < totals["disk_needed_bytes"]:
+        stdout.print("too little disk space: keep fewer checkpoints (--set keep=last or none)", style="red")
+    for note in plan["notes"]:
+        stdout.print(note, style="dim", markup=False)
+
+
+def _print_stages(study: dict[str, Any]) -> None:
+    there = {"made": "all", "partly": "partly", "nothing": "–", "shared": "shared"}
+    table = build_table("stage", "there", "steps", "to make", "time", "disk")
+    for stage in study["stages"]:
+        steps, left = stage["steps"], stage["steps_left"]
+        counted = "–" if not steps else str(steps) if left in (0, steps) else f"{left} of {steps}"
+        row = (there[stage["state"]], counted, ", ".join(stage["to_make"]) or "nothing")
+        table.add_row(escape(stage["id"]), *row, _time(stage["seconds"]), show_size(stage["disk_bytes"]))
+    if ending := study["ending"]:
+        seconds = {name: sum((each[name] for each in ending.values()), 0.0) for name in ("low", "likely", "high")}
+        table.add_row("then", "", "", "summary, report", _time(seconds), "")
+    stdout.print(table)
+
+
+def _time(seconds: dict[str, float]) -> str:
+    """A range of seconds for people."""
+    if not seconds["high"]:
+        return "–"
+    low, high = _duration(seconds["low"]), _duration(seconds["high"])
+    (first, unit), (last, same) = low.split(" "), high.split(" ")
+    return f"{first}–{last} {unit}" if unit == same else f"{low} – {high}"
+
+
+def _duration(seconds: float) -> str:
+    """To two figures, no more than a forecast knows."""
+    for unit, factor in (("d", 86_400.0), ("h", 3600.0), ("min", 60.0)):
+        if seconds >= 1.5 * factor:
+            return f"{float(f'{seconds / factor:.2g}'):g} {unit}"
+    return f"{max(1, round(seconds))} s"
 
 
 def print_circuit(summary: dict[str, Any]) -> None:

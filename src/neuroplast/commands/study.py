@@ -2,7 +2,7 @@
 
 import shlex
 import sys
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,7 +13,7 @@ from neuroplast.commands.names import MODELS, POISONS, PRESETS, TASKS, completin
 from neuroplast.commands.options import Json, Quiet
 from neuroplast.errors import InputError, NeuroplastError, unknown_name
 from neuroplast.observer import Observer
-from neuroplast.terminal import print_grid, print_json, print_story, stderr, stdout
+from neuroplast.terminal import print_grid, print_json, print_plan, print_story, stderr, stdout
 
 if TYPE_CHECKING:
     from neuroplast.study.jobs import Backend
@@ -55,6 +55,9 @@ def study(
         str | None, typer.Option(help="Of a Ray cluster that is up, such as auto; else one starts here.")
     ] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Cores of the Ray cluster that starts here.")] = None,
+    plan: Annotated[
+        bool, typer.Option("--plan", help="Print what it would take and what is there already; write nothing.")
+    ] = False,
     watch: Annotated[bool, typer.Option("--watch", help="Serve the growing report on this machine alone.")] = False,
     port: Annotated[int | None, typer.Option(help="Port of --watch; by default a free one.")] = None,
     as_json: Json = False,
@@ -76,12 +79,16 @@ def study(
     document = load_config(config) if config else {}
     if watch and (backend == RAY or is_grid(document)):
         raise InputError("--watch is for one study that runs inline: leave it out")
+    if watch and plan:
+        raise InputError("--plan runs nothing that could be watched: leave --watch out")
     chosen = _Chosen(backend, address, workers, as_json, quiet)
     if is_grid(document):
-        return _run_grid(document, out, given, assignments or [], chosen)
+        return _run_grid(document, out, given, assignments or [], chosen, plan)
     # One thread a stage: then it rounds the same on every node.
     below = {"threads": 1} if backend == RAY else {}
     settings = build_config("quick", below, document, given, assignments=assignments or [])
+    if plan:
+        return _plan([(out.name, settings, out)], out, chosen)
     if backend == RAY:
         summary = _run_on_cluster(settings, out, chosen)
     else:
@@ -141,13 +148,39 @@ def _run_on_cluster(settings: "StudyConfig", out: Path, chosen: _Chosen) -> dict
     return load_json(out / "summary.json")
 
 
+def _plan(studies: "Sequence[tuple[str, StudyConfig, Path]]", out: Path, chosen: _Chosen) -> None:
+    from neuroplast.progress import Progress
+    from neuroplast.study.forecast import forecast, stages_at_once
+    from neuroplast.study.jobs import Cell
+
+    cells = [Cell(*each) for each in studies]
+    at_once = 1
+    if chosen.backend == RAY and not chosen.address:
+        at_once = stages_at_once(cells[0].config, chosen.workers)
+    with Progress(stderr, chosen.is_quiet) as progress:
+        document = forecast(cells, out, progress, at_once=at_once).document()
+    if chosen.as_json:
+        print_json(document)
+    else:
+        print_plan(document)
+
+
 def _run_grid(
-    document: Mapping[str, Any], out: Path, given: Mapping[str, Any], assignments: list[str], chosen: _Chosen
+    document: Mapping[str, Any],
+    out: Path,
+    given: Mapping[str, Any],
+    assignments: list[str],
+    chosen: _Chosen,
+    plan: bool,
 ) -> None:
     from neuroplast.progress import Progress
-    from neuroplast.study.grid import PAGE, RESULT, build_grid, run_grid
+    from neuroplast.storage import is_begun
+    from neuroplast.study.grid import PAGE, RESULT, SETTINGS, build_grid, run_grid
 
     grid = build_grid(document, out, given, assignments)
+    if plan:
+        is_begun(out, SETTINGS, "grid")
+        return _plan([(cell.name, cell.config, cell.out) for cell in grid.cells], out, chosen)
     with Progress(stderr, chosen.is_quiet) as progress, chosen.connect(progress) as backend:
         result = run_grid(grid, out, backend, progress)
     if chosen.as_json:

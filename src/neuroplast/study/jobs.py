@@ -203,6 +203,16 @@ def _key(config: StudyConfig, stage: Stage) -> str:
     return json.dumps([stage.id, settings], sort_keys=True)
 
 
+def stage_key(config: StudyConfig, stage: Stage) -> str:
+    """What a stage's files depend on: stages of several studies that have it in common are made once.
+
+    Args:
+        config: the study's settings.
+        stage: the stage.
+    """
+    return _key(config, stage)
+
+
 def _adopt(source: Path, target: Path, stage_id: str) -> None:
     """Takes over a stage that was made for another run; one that is begun already stays as it is."""
     into = target / "stages" / stage_id
