@@ -23,7 +23,7 @@ from typing import Any
 import neuroplast as npl
 from neuroplast.memory import reuse_freed_memory, show_size
 from neuroplast.observer import Silent
-from neuroplast.study import circuits, following, runner, stage_runner
+from neuroplast.study import StudyConfig, circuits, following, runner, stage_runner
 from neuroplast.study.costs import (
     ACTIVITIES,
     COMPARING,
@@ -93,7 +93,7 @@ class Clock(Silent):
         return timed
 
 
-def run_some(config: npl.StudyConfig, out: Path, clock: Clock, wanted: list[str]) -> None:
+def run_some(config: StudyConfig, out: Path, clock: Clock, wanted: list[str]) -> None:
     """Runs a study, or some of its stages, in their order and without the report."""
     if not wanted:
         runner.run_study(config, out, clock)
@@ -157,6 +157,7 @@ def main() -> None:
         "stages": given.stages,
         "seconds": round(sum(actual.values()), 1),
         "forecast_to_actual": {"together": round(total, 3), "by_stage": by_stage, "by_activity": by_activity},
+        "calibration": {name: float(f"{value:.3g}") for name, value in vars(study.speed).items()},
         "memory": round(found.memory / peak, 3),
         "disk": None if given.stages else round(study.disk / disk, 3),
     }

@@ -37,29 +37,32 @@ TRAINING, FOLLOWING, MEASURING, DISCOVERY, EDGES, JUDGING, COMPARING, LOOKING, R
 GUESSED = frozenset({FOLLOWING, DISCOVERY, JUDGING, COMPARING, LOOKING, REPORT})
 """Activities whose counts are not known beforehand."""
 
-BEGINNING = 2.0
+# Fitted, as ratios of what a study took to the pieces timed in the same process.
+BEGINNING = 10.0
 """Of a training, in pieces of plain Python."""
 SAVED = 4.0
 """Writing a save of a training, weights and two moments, in hashes of the weights."""
-ROLES = 2.0
-"""What following measures of base's circuit beside the heads, in patchings of all heads."""
-SEARCHED = 11.0
-"""Searching a circuit, in patchings of all heads on all prompts; after a screening that cuts most of them, less."""
-SCREENED = 32
-"""Prompts from which on there is a screening."""
-TALKED = 3.0
-"""What a search does on few prompts of its own (roles, stability), in pieces of plain Python."""
-JUDGED_SETS = 150
-"""Sets of heads that a judgement asks for beside random ones."""
-CROSSED, LEDGERS, GRAFTED = 6.0, 12.0, 60.0
-"""A comparison: patching between the two, in patchings of all heads; ledgers, in gradients; grafts, in passes."""
-PROFILES = 2
-"""Twins whose change is split as the stage's own is."""
-LOOKED = 3.0
-"""Looking at heads, in passes."""
-DRAWN_ONCE, DRAWN_A_STAGE = 20.0, 4.0
+ROLES, NOTED = 0.7, 2.0
+"""What following measures of base's circuit beside the heads, in patchings of all heads; and pieces of Python."""
+SCREENED, SEARCHED, SEARCHED_ALL = 32, 12.0, 35.0
+"""Searching a circuit, in patchings of all heads on all prompts; from so many prompts on a screening cuts most."""
+TALKED = 10.0
+"""What a search does whatever the prompts (roles, stability), in pieces of plain Python."""
+JUDGED_SETS, JUDGED_CALLS, INSIDE_CALLS = 150, 20.0, 2.0
+"""Sets of heads that a judgement asks for beside random ones, and pieces of plain Python; those of another circuit."""
+TWINS = 1.5
+"""Measuring a twin, in the passes and patchings that it is made of."""
+CROSSED, GRAFTED, RANDOM_SETS = 12.0, 40.0, 0.3
+"""A comparison: patching between the two, in patchings of all heads; grafts, in passes; random sets, in knockouts."""
+LEDGER, LEDGER_OF_A_TWIN, PROFILES = 16.0, 8.0, 2
+"""Splitting a change over the weights, in gradients: the stage's, that of a twin, and twins that are split."""
+COMPARED = 20.0
+"""What a comparison does whatever the prompts, in pieces of plain Python."""
+LOOKED, SEEN = 6.0, 2.0
+"""Looking at heads, in passes and pieces of plain Python."""
+DRAWN_ONCE, DRAWN_A_STAGE = 20.0, 6.0
 """The report, and each stage of it, in pieces of plain Python."""
-SUMMED = 0.5
+SUMMED = 2.0
 """Numbers of a point with their intervals, in pieces of plain Python."""
 
 TEXT_OF_A_STAGE, TEXT_OF_A_CIRCUIT, TEXT_OF_AN_EDGE = 30_000, 180_000, 300
@@ -120,7 +123,7 @@ def stage_seconds(left: Remaining, config: StudyConfig, speed: Speed) -> dict[st
         EDGES: left.edges * n * speed.edges,
         JUDGING: _judging(left, config, speed, n),
         COMPARING: _comparing(config, speed, n) if left.compare else 0.0,
-        LOOKING: LOOKED * n * speed.forward + speed.python if left.look else 0.0,
+        LOOKING: LOOKED * n * speed.forward + SEEN * speed.python if left.look else 0.0,
     }
     loads = bool(left.checkpoint) + left.documents + left.look + 2 * left.compare + max(0, left.inside - left.judged)
     seconds[REST] = loads * (speed.load + speed.sha256) + (left.documents + left.way) * SUMMED * speed.python
@@ -150,29 +153,33 @@ def _training(left: Remaining, config: StudyConfig, speed: Speed, n: int) -> flo
 
 def _following(left: Remaining, config: StudyConfig, speed: Speed, n: int) -> float:
     patched = 1 + (ROLES if "base" in config.circuit_stages else 0)
-    return left.followed * patched * (min(config.follow_prompts, n) * speed.patch + speed.call)
+    return left.followed * (patched * min(config.follow_prompts, n) * speed.patch + NOTED * speed.python)
 
 
 def _discovery(speed: Speed, n: int) -> float:
-    return SEARCHED * n * speed.patch + TALKED * speed.python
+    return (SEARCHED if n >= SCREENED else SEARCHED_ALL) * n * speed.patch + TALKED * speed.python
 
 
 def _judging(left: Remaining, config: StudyConfig, speed: Speed, n: int) -> float:
     means = config.circuit_reference * speed.forward
     judged = (JUDGED_SETS + config.circuit_random) * n * speed.knockout + 3 * means
+    judged += JUDGED_CALLS * speed.python
     inside = (1 + config.circuit_random) * n * speed.knockout + means
-    return left.judged * judged + left.inside * inside
+    return left.judged * judged + left.inside * (inside + INSIDE_CALLS * speed.python)
 
 
 def _comparing(config: StudyConfig, speed: Speed, n: int) -> float:
     battery = config.compare_battery * (len(TASKS) - 1)
     text = SAMPLES * LENGTH / speed.width * speed.forward if config.compare_battery else 0.0
     shape = len(range(0, n, max(1, n // SHAPE_PROMPTS)))
-    twins = config.compare_drift * (speed.twin + shape * speed.patch + (n + battery) * speed.forward + text)
+    a_twin = speed.twin + TWINS * (shape * speed.patch + (n + battery) * speed.forward + text)
+    twins = config.compare_drift * a_twin
     effects = 2 * (n + battery) * speed.patch
-    splits = 1 + min(PROFILES, config.compare_drift)
-    ledgers = splits * LEDGERS * n * speed.gradient
-    return twins + effects + CROSSED * n * speed.patch + ledgers + GRAFTED * n * speed.forward + text * LENGTH / 2
+    ledgers = (LEDGER + min(PROFILES, config.compare_drift) * LEDGER_OF_A_TWIN) * n * speed.gradient
+    undone = n * (CROSSED * speed.patch + GRAFTED * speed.forward)
+    random = RANDOM_SETS * config.compare_random * n * speed.knockout
+    written = text * LENGTH / 2  # token by token, each pass as long as what is written by then
+    return twins + effects + ledgers + undone + random + written + COMPARED * speed.python
 
 
 def checkpoint_bytes(speed: Speed) -> int:
