@@ -18,7 +18,7 @@ def hardware(device: str) -> dict[str, Any]:
     Args:
         device: what is computed on, as `load_model` takes it.
     """
-    return {"platform": platform.platform(), "processor": _processor(), "device": device, "cpus": _cpus()}
+    return {"platform": platform.platform(), "processor": _processor(), "device": device, "cpus": cpus()}
 
 
 def now() -> str:
@@ -26,7 +26,8 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def _cpus() -> int:
+def cpus() -> int:
+    """Processor cores that this process may use."""
     return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 

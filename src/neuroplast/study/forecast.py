@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from neuroplast.machine import cpus
 from neuroplast.observer import Observer, Silent
 from neuroplast.storage import nearest_folder
 from neuroplast.study.calibration import Speed, calibrate
@@ -27,7 +28,6 @@ from neuroplast.study.costs import (
     total,
 )
 from neuroplast.study.jobs import Cell, stage_key
-from neuroplast.study.manifest import cpus
 from neuroplast.study.outcome import SUMMARY
 from neuroplast.study.plan import StudyConfig, build_plan
 from neuroplast.study.pruning import checkpoints_at_once
