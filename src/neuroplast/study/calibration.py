@@ -34,7 +34,7 @@ from neuroplast.training.data import build_examples, collate
 
 Result = TypeVar("Result")
 
-MANY, FEW = 8, 4
+MANY, FEW = 32, 4
 """Prompts that a piece is timed on: of a fast model, and of a slow one."""
 SLOW = 0.04
 """Seconds a prompt takes forward in a slow model."""

@@ -60,7 +60,7 @@ COMPARED = 20.0
 """What a comparison does whatever the prompts, in pieces of plain Python."""
 LOOKED, SEEN = 6.0, 2.0
 """Looking at heads, in passes and pieces of plain Python."""
-DRAWN_ONCE, DRAWN_A_STAGE = 20.0, 6.0
+DRAWN_ONCE, DRAWN_A_STAGE = 35.0, 9.0
 """The report, and each stage of it, in pieces of plain Python."""
 SUMMED = 2.0
 """Numbers of a point with their intervals, in pieces of plain Python."""
