@@ -1,5 +1,6 @@
 """Shared by all tests: shape checks at run time, and tiny random models of the architectures that must agree."""
 
+import gc
 import os
 
 import pytest
@@ -28,6 +29,17 @@ from architectures import ARCHITECTURES, VOCABULARY, random_model  # noqa: E402
 from neuroplast.models.build import build_network  # noqa: E402
 from neuroplast.models.network import Network  # noqa: E402
 from neuroplast.tasks.prompts import PromptSet  # noqa: E402
+
+
+def pytest_collection_finish() -> None:
+    """Spares every collection of garbage, and every training asks for one, what the imports have left for good."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_sessionfinish() -> None:
+    """Hypothesis, when it is first imported for the summary, asks what refers to what."""
+    gc.unfreeze()
 
 
 @pytest.fixture(params=sorted(ARCHITECTURES))

@@ -1,33 +1,40 @@
 import json
+import os
 import shlex
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-# Runs the command line in a process of its own that gets the signal of Ctrl-C in its fourth training step.
-DRIVER = """
-import os, signal, sys
-from neuroplast.cli import main
-from neuroplast.training import finetune
+from forked import run_forked
+from left_out import without_report
+from neuroplast import cli
+from neuroplast.training.finetune import finetune
 
-signal.signal(signal.SIGINT, signal.default_int_handler)
-follower, left = finetune.__globals__["_Follower"], [4]
-former = follower.on_step_end
-def interrupted(*args, **kwargs):
-    left[0] -= 1
-    if left[0] == 0:
-        os.kill(os.getpid(), signal.SIGINT)
-    return former(*args, **kwargs)
-follower.on_step_end = interrupted
-main()
-"""
+
+def run_interrupted(words: list[str], at: int) -> None:
+    """Runs a command line that gets the signal of Ctrl-C at the end of a training step."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    follower, left = finetune.__globals__["_Follower"], [at]
+    former = follower.on_step_end
+
+    def interrupted(*args: object, **kwargs: object) -> object:
+        left[0] -= 1
+        if left[0] == 0:
+            os.kill(os.getpid(), signal.SIGINT)
+        return former(*args, **kwargs)
+
+    follower.on_step_end = interrupted
+    sys.argv = ["neuroplast", *words]
+    cli.main()
 
 
 def test_a_study_prints_its_story_and_its_paths(run, tmp_path: Path):
     out = tmp_path / "run"
-    words = ("study", "--preset", "smoke", "--set", "n_prompts=6", "--set", "circuit_stages=[]", "--out", str(out))
+    words = ["study", "--preset", "smoke", "--set", "n_prompts=6", "--out", str(out)]
+    words += ["--set", "circuit_stages=[]", "--set", "compare_stages=[]"]
     code, text, progress = run(*words)
     assert code == 0
     assert "recovered/subject_duplication" in text and str(out / "report.html") in text
@@ -117,13 +124,13 @@ def test_a_path_that_looks_like_markup_is_printed_as_it_is(run, tmp_path: Path):
 
 
 def test_an_interrupted_study_says_how_to_go_on_and_goes_on(run, tmp_path: Path):
-    words = [sys.executable, "-c", DRIVER, "study", "--preset", "smoke", "--out", str(tmp_path / "run"), "--quiet"]
+    words = ["study", "--preset", "smoke", "--out", str(tmp_path / "run"), "--quiet"]
     words += ["--set", "circuit_stages=[]", "--set", "compare_stages=[]"]
-    done = subprocess.run(words, capture_output=True, text=True)
-    assert (done.returncode, done.stdout) == (1, "")
-    told = f"interrupted; what is finished is kept. Go on with: {shlex.join(['neuroplast', *words[3:]])}"
-    assert done.stderr == f"error: {told}\n"
-    assert run(*words[3:])[0] == 0 and (tmp_path / "run" / "summary.json").is_file()
+    code, out, err = run_forked(lambda: run_interrupted(words, 4), tmp_path)
+    told = f"interrupted; what is finished is kept. Go on with: {shlex.join(['neuroplast', *words])}"
+    assert (code, out, err) == (1, "", f"error: {told}\n")
+    with without_report():
+        assert run(*words)[0] == 0 and (tmp_path / "run" / "summary.json").is_file()
 
 
 def test_the_package_runs_as_the_command_does():

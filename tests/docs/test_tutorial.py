@@ -2,12 +2,14 @@
 
 import json
 import re
-import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+
+from forked import run_forked
+from walk import walk
 
 DOCS = Path(__file__).parents[2] / "docs"
 HOW_TOS = [f"how-to/{name}" for name in ("add-a-task", "add-a-task-in-python", "add-a-poison", "add-a-model-family")]
@@ -74,19 +76,15 @@ def require_shown(step: Step, printed: str) -> None:
 
 
 @pytest.mark.parametrize("pages", [["tutorial"], HOW_TOS], ids=["tutorial", "how-to"])
-def test_what_pages_run_prints_what_they_show(pages: list[str], tmp_path: Path):
+def test_what_pages_run_prints_what_they_show(pages: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     steps = [(page, step) for page in pages for step in steps_of((DOCS / f"{page}.md").read_text(encoding="utf-8"))]
     run = [(page, step.code, step.is_python) for page, step in steps if step.code != STATUS]
     assert {page for page, *_ in run} == set(pages)
-    done = subprocess.run(
-        [sys.executable, Path(__file__).with_name("walk.py")],
-        input=json.dumps(run),
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-    )
-    assert done.returncode == 0, done.stderr
-    results = iter(json.loads(done.stdout))
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    code, out, err = run_forked(lambda: json.dump(walk(run), sys.stdout), tmp_path)
+    assert code == 0, err
+    results = iter(json.loads(out))
     status = 0
     for (page, step), (_, following) in zip(steps, [*steps[1:], ("", None)], strict=True):
         if step.code == STATUS:

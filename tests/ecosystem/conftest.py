@@ -8,6 +8,7 @@ import pytest
 from transformers import AutoTokenizer, LlamaConfig
 
 from architectures import random_weights
+from left_out import without_report, without_shape_checks
 from neuroplast.circuits.circuit import Circuit
 from neuroplast.circuits.files import save_circuit
 from neuroplast.circuits.shape import shape_of
@@ -47,7 +48,8 @@ def beside_the_examples(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="session")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("ecosystem") / "run"
-    run_study(build_config("smoke", SETTINGS), out)
+    with without_shape_checks(), without_report():
+        run_study(build_config("smoke", SETTINGS), out)
     return out
 
 

@@ -21,6 +21,7 @@ SOURCES = {
     if path.is_file() and "__pycache__" not in path.parts
 }
 SMOKE = ["--preset", "smoke", "--set", "n_prompts=6", "--set", 'circuit_stages=["base"]', "--set", "follow_points=2"]
+SMOKE += ["--set", "circuit_edges=0", "--set", "compare_battery=2", "--set", "compare_drift=1"]
 
 
 def run(*words: str | Path, **options) -> subprocess.CompletedProcess[str]:

@@ -3,6 +3,7 @@ import os
 import re
 import shutil
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,14 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from left_out import without_report, without_shape_checks
 from neuroplast.circuits.files import load_circuit
 from neuroplast.errors import InputError, StorageError, UnsupportedModelError
 from neuroplast.interventions.ablation import build_ablation
 from neuroplast.interventions.knockout import run_knockouts
 from neuroplast.models.network import Network
 from neuroplast.models.sources import load_model
-from neuroplast.study import StudyConfig, build_config, measure, outcome, run_study, runner
+from neuroplast.study import StudyConfig, build_config, measure, run_study, runner
 from neuroplast.study.artefacts import Artefacts
 from neuroplast.study.circuits import load_circuits
 from neuroplast.study.manifest import Manifest
@@ -66,9 +68,17 @@ def run_and_die(config: StudyConfig, out: Path, where: str, count: int) -> None:
 
 
 @pytest.fixture
-def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
-    """For what is not about the report, which takes seconds to draw."""
-    monkeypatch.setattr(outcome, "write_report", lambda run: run / "report.html")
+def unchecked() -> Iterator[None]:
+    """For studies whose parts are those of `run`, where all shapes are checked."""
+    with without_shape_checks():
+        yield
+
+
+@pytest.fixture
+def bare(unchecked: None) -> Iterator[None]:
+    """The same for what is not about the report either."""
+    with without_report():
+        yield
 
 
 class Silent:
@@ -97,9 +107,10 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def light_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One undisturbed run of `LIGHT`, shared."""
+    """One undisturbed run of `LIGHT`, shared; without a report."""
     out = tmp_path_factory.mktemp("study") / "run"
-    run_study(smoke(**LIGHT), out, Silent())
+    with without_shape_checks(), without_report():
+        run_study(smoke(**LIGHT), out, Silent())
     return out
 
 
@@ -243,6 +254,7 @@ def test_the_control_sees_the_recoverys_pairs(run: Path):
     assert texts[0] == texts[1] != texts[2]
 
 
+@pytest.mark.usefixtures("bare")
 def test_a_finished_study_is_not_done_again(run: Path):
     before = {path: path.stat().st_mtime_ns for path in run.rglob("*.safetensors")}
     result = run_study(smoke(), run, Silent())
@@ -263,7 +275,7 @@ def test_a_finished_study_is_not_done_again(run: Path):
         ("note", 7),
     ],
 )
-@pytest.mark.usefixtures("no_report")
+@pytest.mark.usefixtures("bare")
 def test_a_study_killed_anywhere_ends_with_the_same_summary(light_run: Path, tmp_path: Path, where: str, count: int):
     out = tmp_path / "run"
     run_and_die(smoke(**LIGHT), out, where, count)
@@ -288,6 +300,7 @@ def test_a_folder_of_another_study_is_refused_and_left_alone(run: Path):
 
 
 @pytest.mark.parametrize("name", ["manifest.json", "stages/tuned/artefacts.json"])
+@pytest.mark.usefixtures("bare")
 def test_a_note_that_is_damaged_is_named(light_run: Path, tmp_path: Path, name: str):
     shutil.copytree(light_run, tmp_path / "run")
     (tmp_path / "run" / name).write_text("{}")
@@ -297,6 +310,7 @@ def test_a_note_that_is_damaged_is_named(light_run: Path, tmp_path: Path, name: 
     assert run_study(smoke(**LIGHT), tmp_path / "run").summary == document(light_run / "summary.json")
 
 
+@pytest.mark.usefixtures("bare")
 def test_a_damaged_file_of_an_unfinished_stage_is_named_with_what_to_do(light_run: Path, tmp_path: Path):
     shutil.copytree(light_run, tmp_path / "run")
     stage = tmp_path / "run/stages/tuned"
@@ -315,6 +329,7 @@ def test_a_folder_with_other_things_in_it_is_refused(tmp_path: Path):
         run_study(smoke(), tmp_path / "thesis.txt", Silent())
 
 
+@pytest.mark.usefixtures("bare")
 def test_a_study_begun_with_other_weights_is_refused(run: Path, tmp_path: Path):
     model = load_model("tiny")
     model.module.save_pretrained(tmp_path / "model")
@@ -338,10 +353,11 @@ def test_too_little_disk_space_is_told_before_anything_is_trained(tmp_path: Path
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.usefixtures("bare")
 def test_several_seeds_share_one_base_and_a_ladder_gives_a_row_a_rung(tmp_path: Path):
     observer = Silent()
     config = smoke(
-        seeds=[0, 1], epochs=[1, 2], n_train=8, n_prompts=6, resamples=100, circuit_stages=["base"], compare_stages=[]
+        seeds=[0, 1], epochs=[1, 2], n_train=8, n_prompts=6, circuit_stages=["base"], circuit_edges=0, compare_stages=[]
     )
     summary = run_study(config, tmp_path / "run", observer).summary
     rows = [(stage["id"], stage["epoch"], stage["step"]) for stage in summary["stages"]]
@@ -356,10 +372,12 @@ def test_several_seeds_share_one_base_and_a_ladder_gives_a_row_a_rung(tmp_path: 
     assert hashes["seed0/tuned"]["files"] != hashes["seed1/tuned"]["files"]
 
 
+@pytest.mark.usefixtures("bare")
 def test_controls_differ_from_what_they_control_in_one_thing(tmp_path: Path):
     config = smoke(
-        more_controls=["reseeded", "shuffled_labels"], circuit_stages=["base"], compare_stages=[], follow_stages=[]
-    )
+        more_controls=["reseeded", "shuffled_labels"], circuit_stages=["base"], circuit_edges=0, compare_stages=[],
+        follow_stages=[],
+    )  # fmt: skip
     stages = {stage["id"]: stage for stage in run_study(config, tmp_path / "run").summary["stages"]}
     trained = {
         name: [json.loads(line) for line in (tmp_path / f"run/prompts/{name}.jsonl").read_text().splitlines()]
@@ -390,6 +408,7 @@ def test_controls_differ_from_what_they_control_in_one_thing(tmp_path: Path):
     assert restoration["structure"] is None and "name its kind in circuit_stages" in restoration["why"]["structure"]
 
 
+@pytest.mark.usefixtures("bare")
 def test_three_seeds_of_two_poisons_are_means_and_differences_of_their_own_measures(tmp_path: Path):
     config = smoke(
         seeds=[0, 1, 2], poisons=["subject_duplication", "name_moving"], circuit_stages=[], compare_stages=[],
@@ -436,6 +455,7 @@ def test_effects_of_a_version_that_measured_less_are_refused_by_name(tmp_path: P
         load_measured(path)
 
 
+@pytest.mark.usefixtures("bare")
 def test_a_model_whose_weights_cannot_be_told_apart_is_studied_without_its_comparison(tmp_path: Path, monkeypatch):
     def refuse(*_: object, **__: object) -> None:
         raise UnsupportedModelError("its heads share outputs of a linear map")
@@ -447,6 +467,7 @@ def test_a_model_whose_weights_cannot_be_told_apart_is_studied_without_its_compa
     assert document(tmp_path / "run/stages/poisoned/subject_duplication/comparison.json")["why"]
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_a_study_that_grows_has_a_page_after_every_stage_and_ends_as_any_other(light_run: Path, tmp_path: Path):
     out, pages = tmp_path / "run", []
 
@@ -475,6 +496,7 @@ def test_a_study_that_grows_has_a_page_after_every_stage_and_ends_as_any_other(l
     assert (out / "report.html").read_text(encoding="utf-8") == page, "a finished report is not replaced by half of one"
 
 
+@pytest.mark.usefixtures("bare")
 def test_patterns_that_are_lost_are_made_again(run: Path, tmp_path: Path):
     shutil.copytree(run, tmp_path / "run")
     lost = tmp_path / "run/stages/tuned/patterns.safetensors"

@@ -25,6 +25,7 @@ from neuroplast.interventions.path_patching import path_patch
 from neuroplast.models.network import Network, logits_at, unembedding_of
 from neuroplast.models.sources import weights_sha256
 from neuroplast.observer import Observer
+from neuroplast.reading import parse_json
 from neuroplast.study.context import load_network
 from neuroplast.study.plan import StudyConfig
 from neuroplast.tasks import load_task
@@ -126,7 +127,7 @@ def calibrate(config: StudyConfig, n_prompts: int, observer: Observer) -> Speed:
         knockout=_knock_out(model, some) / len(some) / SETS,
         edges=_attribute(model, some[: max(1, len(some) // 2)]),
         twin=_draw(model),
-        python=_timed(lambda: json.loads(json.dumps([number / 7 for number in range(NUMBERS)]))),
+        python=_timed(lambda: parse_json(json.dumps([number / 7 for number in range(NUMBERS)]))),
         weights=sum(parameter.nbytes for parameter in model.module.parameters()),
         beside=len(model.tokenizer.backend_tokenizer.to_str(pretty=True).encode()),
         n_layers=model.n_layers,

@@ -1,10 +1,5 @@
-"""Walks through the steps of a page in one process, without the shape checks of the tests, which take as long again.
+"""Walks through the steps of pages, as their reader does: snippets of one page share their names."""
 
-Reads a list of `[page, code, is_python]` as JSON from stdin, and writes a list of `[exit status, what was printed]`.
-Snippets of one page share their names.
-"""
-
-import json
 import shlex
 import sys
 from collections import defaultdict
@@ -14,16 +9,20 @@ from typing import Any
 
 from neuroplast import cli
 
-names: dict[str, dict[str, Any]] = defaultdict(dict)
+
+def walk(steps: list[tuple[str, str, bool]]) -> list[tuple[int, str]]:
+    """Runs each page's code and whether it is Python; gives the exit status and what was printed, of each."""
+    names: dict[str, dict[str, Any]] = defaultdict(dict)
+    return [_run(code, page, is_python, names[page]) for page, code, is_python in steps]
 
 
-def run(page: str, code: str, is_python: bool) -> tuple[int, str]:
+def _run(code: str, page: str, is_python: bool, names: dict[str, Any]) -> tuple[int, str]:
     """Runs a snippet, or a command of `neuroplast`."""
     printed = StringIO()
     status = 0
     with redirect_stdout(printed), redirect_stderr(printed):
         if is_python:
-            exec(compile(code, page, "exec"), names[page])
+            exec(compile(code, page, "exec"), names)
         else:
             sys.argv = shlex.split(code)
             try:
@@ -31,7 +30,3 @@ def run(page: str, code: str, is_python: bool) -> tuple[int, str]:
             except SystemExit as end:
                 status = int(end.code or 0)
     return status, printed.getvalue()
-
-
-if __name__ == "__main__":
-    json.dump([run(*step) for step in json.load(sys.stdin)], sys.stdout)
