@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import time
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -201,6 +203,15 @@ def test_two_never_write_one_folder(run: Path):
     with writing(run), pytest.raises(InputError, match="is being written by another process: let it end or stop it"):
         run_study(settings(), run)
     assert again(run) == ""
+
+
+def test_a_clock_that_jumps_changes_nothing(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(time, "time", count(2e9, -1e6).__next__)
+    out = tmp_path / "run"
+    run_study(settings(), out)
+    assert files_of(out) == files_of(finished)
+    seconds = [Artefacts(out, stage.id).seconds[0] for stage in build_plan(settings())]
+    assert all(0 <= each < 1000 for each in seconds)
 
 
 def test_a_lock_leaves_nothing_where_the_run_left_nothing(tmp_path: Path):
