@@ -44,9 +44,10 @@ def write_figures(results: StudyResults, folder: Path) -> None:
 
 
 def write_both(figure: Figure, path: Path) -> None:
-    """Writes a figure into `<path>.svg` and `<path>.png`; as `write_drawing`."""
+    """Writes a figure into `<path>.svg` and `<path>.png`, laid out once; as `write_drawing`."""
     for kind in (".svg", ".png"):
         write_drawing(lambda: figure, path.with_name(path.name + kind), "a figure is")
+        figure.set_layout_engine("none")
 
 
 def write_drawing(draw: Callable[[], Figure], path: Path | str, what: str) -> None:
