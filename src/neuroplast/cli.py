@@ -81,7 +81,7 @@ def main() -> None:
 
 def _stopped() -> str:
     """What to do after a key interrupted a command."""
-    if any(word.startswith("--out") for word in sys.argv):
+    if any(word.startswith("--out") for word in sys.argv) and "bench" not in sys.argv:
         return f"interrupted; what is finished is kept. Go on with: {shlex.join(['neuroplast', *sys.argv[1:]])}"
     return "interrupted"
 

@@ -12,6 +12,9 @@ from neuroplast.errors import InputError, NeuroplastError
 from neuroplast.reading import parse_json
 from neuroplast.storage import LOCK, disk_errors, load_json, make_folder, write_json
 
+PATIENCE = 60.0
+"""Seconds to wait for a worker that still writes a stage: one whose driver died is stopped by then."""
+
 
 @contextmanager
 def writing(folder: Path, wait: float = 0) -> Generator[None]:

@@ -35,7 +35,8 @@ SHARDED = ("DEEPSPEED", "FSDP", "MEGATRON_LM")
 
 def launched() -> int:
     """How many processes were launched together; 1 where this one was started alone."""
-    return int(os.environ.get("WORLD_SIZE") or 1)
+    told = [os.environ.get(name, "") for name in ("WORLD_SIZE", "RANK", "MASTER_PORT")]
+    return int(told[0]) if all(each.isdecimal() for each in told) and "MASTER_ADDR" in os.environ else 1
 
 
 def is_main() -> bool:

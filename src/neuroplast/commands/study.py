@@ -175,7 +175,7 @@ def _run_grid(
 ) -> None:
     from neuroplast.progress import Progress
     from neuroplast.storage import is_begun
-    from neuroplast.study.grid import PAGE, RESULT, SETTINGS, build_grid, run_grid
+    from neuroplast.study.grid import PAGE, RESULT, SETTINGS, build_grid, run_grid, write_grid
 
     grid = build_grid(document, out, given, assignments)
     if plan:
@@ -186,7 +186,9 @@ def _run_grid(
     if chosen.as_json:
         print_json(result)
     else:
-        print_grid(result)
+        print_grid(result)  # first: the disk may be what the cells failed on
+    write_grid(grid, out, result)
+    if not chosen.as_json:
         page = f"\npage    {out / PAGE}" if (out / PAGE).is_file() else ""
         stdout.print(f"result  {out / RESULT}{page}", soft_wrap=True, markup=False)
     if n := result["n_failed"]:

@@ -1,5 +1,6 @@
 """What everything takes on this machine."""
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -8,6 +9,7 @@ import typer
 from neuroplast.commands.names import ROWS, completing
 from neuroplast.commands.options import Device, Json, Model, Quiet
 from neuroplast.errors import InputError
+from neuroplast.storage import nearest_folder
 from neuroplast.terminal import print_bench, print_json, stderr, stdout
 
 
@@ -31,6 +33,8 @@ def bench(
     """Time everything on this machine: against the arithmetic that it needs, and against TransformerLens."""
     if out is not None and out.is_dir():
         raise InputError(f"--out {out} is a folder; expected a file, such as {out / 'bench.json'}")
+    if out is not None and not os.access(nearest_folder(out.parent), os.W_OK):
+        raise InputError(f"--out {out} cannot be written there; choose another")
     from neuroplast.bench import BenchConfig, run_bench
     from neuroplast.bench.document import compare, load_document
     from neuroplast.progress import Progress
@@ -42,12 +46,10 @@ def bench(
     then = None if against is None else load_document(against)
     with Progress(stderr, quiet or as_json) as progress:
         document = run_bench(config, progress)
-    if out is not None:
-        write_json(out, document)
     if then is not None:
         document["against"] = compare(document, then, str(against))
-    if as_json:
-        return print_json(document)
-    print_bench(document)
+    (print_json if as_json else print_bench)(document)
     if out is not None:
+        write_json(out, {name: value for name, value in document.items() if name != "against"})
+    if out is not None and not as_json:
         stdout.print(f"table  {out}", soft_wrap=True, markup=False)

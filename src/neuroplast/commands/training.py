@@ -62,6 +62,7 @@ def train(
             rate=rate,
             n_train=n_train,
             progress=lambda done, total, value: progress.progress("fine-tuning", done, total, f"loss {value:.3f}"),
+            say=progress.say,
         )
     if not processes.is_main:
         return

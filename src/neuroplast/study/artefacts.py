@@ -11,13 +11,14 @@ held against it:
 Checkpoints that were removed on purpose are kept in mind as removed (`neuroplast.study.pruning`).
 """
 
+import os
 import shutil
 from collections.abc import Generator, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from neuroplast.errors import StorageError
-from neuroplast.storage import FORMER, LOCK, PARTIAL, hash_file, hash_text, load_json, write_json
+from neuroplast.storage import FORMER, LOCK, PARTIAL, disk_errors, hash_file, hash_text, load_json, write_json
 
 ARTEFACTS = "artefacts.json"
 SCHEMA = 1
@@ -54,13 +55,18 @@ class Artefacts:
         self._out, self.folder = out, out / "stages" / stage_id
         self._pairs = pairs_file(out, stage_id)
         self._path = self.folder / ARTEFACTS
-        self._document = self._load(stage_id)
+        self._document: dict[str, Any] = self._load(stage_id)
         self._again: set[str] = set()
 
     @property
     def files(self) -> Mapping[str, str]:
         """SHA-256 by path, relative to the run, in the order in which they were made."""
         return self._document["files"]
+
+    @property
+    def is_noted(self) -> bool:
+        """Whether anything is known of the stage's making."""
+        return self._path.is_file()
 
     @property
     def removed(self) -> frozenset[str]:
@@ -88,7 +94,9 @@ class Artefacts:
             What was found, in a sentence; None where all is well.
         """
         former, self._document["made_from"] = self._document["made_from"], dict(made_from)
-        if self.files and any(former.get(each, now) != now for each, now in made_from.items()):
+        if self._document["forgotten"]:
+            self.forget()  # a kill came in between
+        if any(former.get(each, now) != now for each, now in made_from.items()):
             self.forget()
             return f"{self.folder} was made from files that are no longer there: the whole stage is made again"
         found: dict[str, list[str]] = {"damaged": [], "gone": []}
@@ -102,6 +110,7 @@ class Artefacts:
                 found["gone"] += [] if CHECKPOINT in Path(name).parts else [name]
         for name in (*found["damaged"], *found["gone"]):
             self._remove(name)
+        self._write()  # whatever is made from now on is made from these
         said = [
             f"{what}: {', '.join(str(self._out / name) for name in names)}" for what, names in found.items() if names
         ]
@@ -135,14 +144,38 @@ class Artefacts:
         return True
 
     def forget(self) -> None:
-        """Removes the whole stage."""
+        """Removes the whole stage but for the note, which says so until all is gone."""
+        kept = {name: self._document[name] for name in ("made_from", "seconds", "following_seconds")}
+        self._document, self._again = _empty(self._document["stage"]) | kept | {"forgotten": True}, set()
+        self._write()
         for entry in self.folder.iterdir():
             if entry.is_dir() and not entry.is_symlink():
                 shutil.rmtree(entry)
-            elif entry.name != LOCK:
+            elif entry.name not in (LOCK, ARTEFACTS):
                 entry.unlink()
-        kept = {name: self._document[name] for name in ("made_from", "seconds", "following_seconds")}
-        self._document, self._again = _empty(self._document["stage"]) | kept, set()
+        self._document["forgotten"] = False
+        self._write()
+
+    def adopt(self, other: "Artefacts") -> None:
+        """Takes over a stage of another run, as links where the disk can, unless something of this one is there.
+
+        Args:
+            other: the same stage, made from the same; nobody removes anything of it meanwhile.
+
+        Raises:
+            StorageError: when the disk refuses.
+        """
+        if not other.files or any(entry.name != LOCK for entry in self.folder.iterdir()):
+            return
+        with disk_errors(self.folder):
+            if other._pairs.is_file():
+                self._pairs.parent.mkdir(exist_ok=True)
+                _take_over(other._pairs, self._pairs)
+            for entry in sorted(other.folder.iterdir()):
+                if entry.name not in (LOCK, ARTEFACTS, *UNFINISHED) and not entry.name.endswith((PARTIAL, FORMER)):
+                    _take_over(entry, self.folder / entry.name)
+        self._document = other._document | {"seconds": 0.0, "following_seconds": 0.0}
+        self._write()
 
     def remove_checkpoints(self, names: Iterable[str]) -> None:
         """Removes checkpoints on purpose.
@@ -182,10 +215,13 @@ class Artefacts:
             self._again |= {other for other in self.files if Path(other).is_relative_to(each)}
 
     def _load(self, stage_id: str) -> dict[str, Any]:
+        known: dict[str, Any] = _empty(stage_id)
         if not self._path.is_file():
-            return _empty(stage_id)
-        found = load_json(self._path)
-        known = _empty(stage_id)
+            return known
+        try:
+            found = load_json(self._path)
+        except StorageError:
+            found = {}
         fits = isinstance(found, dict) and all(type(found.get(name)) is type(value) for name, value in known.items())
         if not (fits and found["stage"] == stage_id and all(map(self._is_ours, (*found["files"], *found["removed"])))):
             raise StorageError(f"{self._path} is damaged; remove it, then run the same command again")
@@ -200,11 +236,32 @@ class Artefacts:
         write_json(self._path, self._document)
 
 
+def _take_over(source: Path, target: Path) -> None:
+    """A file or a folder under a second name, whole or not at all; files are not changed in place."""
+    temporary = target.with_name(target.name + PARTIAL)
+    if source.is_dir():
+        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.copytree(source, temporary, copy_function=_link, ignore=shutil.ignore_patterns(*UNFINISHED))
+    else:
+        temporary.unlink(missing_ok=True)
+        _link(source, temporary)
+    temporary.rename(target)
+
+
+def _link(source: str | Path, target: str | Path) -> None:
+    """A link, or a copy where the disk has no such thing."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
 def _empty(stage_id: str) -> dict[str, Any]:
     return {
         "schema": SCHEMA,
         "stage": stage_id,
         "made_from": {},
+        "forgotten": False,
         "files": {},
         "removed": [],
         "seconds": 0.0,

@@ -60,20 +60,23 @@ def _worker(command: str) -> tuple[Worker, _Lines]:
     return Worker(lines, command), lines
 
 
-def run_job(settings: str, out: str, stage_id: str | None, command: str) -> tuple[list[str], list[str]]:
+def run_job(
+    settings: str, out: str, stage_id: str | None, like: str | None, command: str
+) -> tuple[list[str], list[str]]:
     """Runs a job in a worker's process; see `Worker.run`.
 
     Args:
         settings: of the study, as JSON.
         out: its run directory.
         stage_id: the stage; None for what comes after the last.
+        like: a run directory to take the stage from.
         command: the command line, for the manifest.
 
     Returns:
         What was said; the kind and the message of the error that it failed with, or nothing.
     """
     worker, lines = _worker(command)
-    error = worker.run(StudyConfig.model_validate_json(settings), Path(out), stage_id)
+    error = worker.run(StudyConfig.model_validate_json(settings), Path(out), stage_id, Path(like) if like else None)
     said, lines.lines = lines.lines, []
     return said, [] if error is None else [type(error).__name__, str(error)]
 
@@ -140,7 +143,11 @@ class Cluster:
         self._tell_what_waits(job, needs)
         options = {"num_cpus": needs["CPU"], "num_gpus": needs["GPU"], "memory": needs["memory"]}
         task = self._task.options(name=job.name, max_retries=RETRIES, **options).remote(
-            config.model_dump_json(), str(job.cell.out.resolve()), job.stage, self._command
+            config.model_dump_json(),
+            str(job.cell.out.resolve()),
+            job.stage,
+            str(job.like.resolve()) if job.like else None,
+            self._command,
         )
         self._running[task] = job
 

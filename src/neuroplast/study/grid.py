@@ -21,14 +21,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, cast, get_origin
 
 import tomli_w
 
 from neuroplast.errors import InputError, NeuroplastError, unknown_name
 from neuroplast.observer import Observer
 from neuroplast.report import write_runs_page
-from neuroplast.storage import is_begun, load_json, make_folder, write_json, write_text
+from neuroplast.storage import hash_text, is_begun, load_json, make_folder, write_json, write_text
 from neuroplast.study.jobs import Backend, Cell, run_cells
 from neuroplast.study.outcome import SUMMARY
 from neuroplast.study.plan import StudyConfig, build_config
@@ -38,8 +38,10 @@ SETTINGS, RESULT, PAGE = "grid.toml", "grid.json", "grid.html"
 SCHEMA = 1
 PLURALS = {"models": "model", "tasks": "task", "poison": "poisons", "rates": "rate", "seed": "seeds"}
 """What else an axis may be called, and the setting that it is."""
-LISTS = ("poisons", "seeds", "epochs", "more_controls", "circuit_stages", "compare_stages", "follow_stages")
+LISTS = {name for name, field in StudyConfig.model_fields.items() if get_origin(field.annotation) is list}
 """Settings that are lists: one value of such an axis is a list of one."""
+PLAIN = re.compile(r"[\w+-][\w.+-]{,59}")
+"""A value that can be in a folder's name as it is."""
 MOST_CELLS = 10_000
 
 
@@ -99,8 +101,8 @@ def build_grid(
             config = build_config("quick", {"threads": 1}, common, given, settings, assignments=assignments)
         except InputError as error:
             raise InputError(f"cell {name}: {error}") from error
-        while any(name == cell.name for cell in cells):
-            name += "+"
+        if any(name == cell.name for cell in cells):
+            raise InputError(f"two cells of the grid would be called {name}: leave one of their values out")
         cells.append(Cell(name, config, out / "cells" / name))
         places.append(values)
     return Grid(tuple(cells), tuple(places), document)
@@ -116,7 +118,7 @@ def run_grid(grid: Grid, out: Path, backend: Backend, observer: Observer) -> dic
         observer: is told how it goes.
 
     Returns:
-        The document in `grid.json`: every cell with its values, whether it finished or why not, the logit difference of
+        What `grid.json` holds: every cell with its values, whether it finished or why not, the logit difference of
         its stages, what came back, and its claims.
 
     Raises:
@@ -129,16 +131,30 @@ def run_grid(grid: Grid, out: Path, backend: Backend, observer: Observer) -> dic
     failed = run_cells(grid.cells, backend, observer)
     rows = [_row(cell, values, failed.get(cell.name)) for cell, values in zip(grid.cells, grid.values, strict=True)]
     result = {"schema": SCHEMA, "n_cells": len(rows), "n_failed": len(failed), "cells": rows}
+    return result
+
+
+def write_grid(grid: Grid, out: Path, result: Mapping[str, Any]) -> None:
+    """Writes what came of a grid, and its cells beside each other.
+
+    Args:
+        grid: which.
+        out: its folder.
+        result: from `run_grid`.
+
+    Raises:
+        StorageError: the disk refused.
+    """
     write_json(out / RESULT, result)
-    finished = [cell.out for cell in grid.cells if cell.name not in failed]
+    status = {cell["name"]: cell["status"] for cell in result["cells"]}
+    finished = [cell.out for cell in grid.cells if status[cell.name] == "finished"]
     if len(finished) > 1:
         write_runs_page(finished, out / PAGE)
-    return result
 
 
 def _axes(table: Any) -> dict[str, list[Any]]:
     if not isinstance(table, dict) or not table:
-        raise InputError("[grid] is empty: name at least one axis, such as seeds = [0, 1, 2]")
+        raise InputError(f"grid = {table!r}: expected a table with at least one axis, such as seeds = [0, 1, 2]")
     axes: dict[str, list[Any]] = {}
     for key, values in cast(dict[str, Any], table).items():
         name = PLURALS.get(key, key)
@@ -162,8 +178,9 @@ def _setting(name: str, value: Any) -> Any:
 def _part(axis: str, value: Any) -> str:
     """A value in a cell's name; words speak for themselves, numbers say of what they are."""
     values: list[Any] = value if isinstance(value, list) else [value]
-    text = "+".join(Path(str(each)).name if axis in ("model", "task") else str(each) for each in values)
-    text = re.sub(r"[^\w.+]+", "_", text.removesuffix(".jsonl"))[:60]
+    text = "+".join(map(str, values))
+    if not PLAIN.fullmatch(text):  # a path, say: its last part alone may be that of another one, too
+        text = f"{re.sub(r'[^a-zA-Z0-9]+', '_', Path(text).stem)[-40:].strip('_')}-{hash_text(text)[:6]}"
     return text if axis in ("model", "task", "poisons") else f"{axis.removesuffix('s')}{text}"
 
 

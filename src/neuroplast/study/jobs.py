@@ -9,8 +9,6 @@ made once; the others take the files over, as links where the disk can.
 """
 
 import json
-import os
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -20,8 +18,6 @@ from typing import Protocol
 from neuroplast.errors import NeuroplastError, first_line
 from neuroplast.locks import writing
 from neuroplast.observer import Observer
-from neuroplast.storage import FORMER, LOCK, PARTIAL
-from neuroplast.study.artefacts import pairs_file
 from neuroplast.study.manifest import load_manifest
 from neuroplast.study.outcome import finish_study
 from neuroplast.study.plan import SHUFFLED, Stage, StudyConfig, build_plan
@@ -56,6 +52,8 @@ class Job:
     """The study."""
     stage: str | None
     """The stage's id; None is what comes after the last."""
+    like: Path | None = None
+    """A run directory in which the very stage is made, so that it can be taken over."""
 
     @property
     def name(self) -> str:
@@ -101,7 +99,10 @@ class _Progress:
     made: list[str] = field(default_factory=list[str])
     begun: set[str | None] = field(default_factory=set[str | None])
     error: NeuroplastError | None = None
-    finished: bool = False
+
+    def needs(self, stage_id: str, key: str) -> bool:
+        """Whether it still has to make, or take over, such a stage."""
+        return self.error is None and self.keys.get(stage_id) == key and stage_id not in self.made
 
 
 def run_cells(cells: Sequence[Cell], backend: Backend, observer: Observer) -> dict[str, NeuroplastError]:
@@ -116,9 +117,9 @@ def run_cells(cells: Sequence[Cell], backend: Backend, observer: Observer) -> di
         By name, the cells that failed, and why.
     """
     progress = [_begin(cell) for cell in cells]
-    shared = _shared(progress)
     total = sum(len(each.stages) + 1 for each in progress)
-    running: list[Job] = []
+    running: dict[Job, _Progress] = {}
+    made_at: dict[str, Path] = {}
     done = 0
     with ExitStack() as stack:
         for each in progress:
@@ -129,78 +130,60 @@ def run_cells(cells: Sequence[Cell], backend: Backend, observer: Observer) -> di
                 each.error = error
                 observer.say(f"{each.cell.name}: {error}")
         while True:
-            for job in _ready(progress, shared):
+            for mine, job in _ready(progress, made_at, running):
+                running[job] = mine
                 backend.submit(job)
-                running.append(job)
             if not running:
                 return {each.cell.name: each.error for each in progress if each.error is not None}
             observer.stage(backend.status(), done, total)
             ended = backend.wait()
-            running.remove(ended.job)
+            mine = running.pop(ended.job)
             done += 1
             for line in (*ended.said, *([str(ended.error)] if ended.error else ())):
                 observer.say(f"{ended.job.cell.name}: {line}")
-            (mine,) = (each for each in progress if each.cell == ended.job.cell)
-            _take(mine, ended)
-            if ended.error is None and ended.job.stage is not None:
-                for other in shared.get(mine.keys[ended.job.stage], ()):
-                    if other is not mine:
-                        _adopt(mine.cell.out, other.cell.out, ended.job.stage)
-                prune_checkpoints(mine.cell.out, mine.cell.config, mine.stages, mine.made)
+            try:
+                _take(mine, ended, made_at, progress)
+            except NeuroplastError as error:
+                mine.error = error
+                observer.say(f"{ended.job.cell.name}: {error}")
 
 
 def _begin(cell: Cell) -> _Progress:
     stages = build_plan(cell.config)
-    return _Progress(cell, stages, {stage.id: _key(cell.config, stage) for stage in stages})
+    return _Progress(cell, stages, {stage.id: stage_key(cell.config, stage) for stage in stages})
 
 
-def _take(progress: _Progress, done: Done) -> None:
-    if done.error is not None:
-        progress.error = done.error
-    elif done.job.stage is None:
-        progress.finished = True
-    else:
-        progress.made.append(done.job.stage)
-        load_manifest(progress.cell.out).gather(progress.stages)
+def _take(mine: _Progress, done: Done, made_at: dict[str, Path], progress: Sequence[_Progress]) -> None:
+    """Notes a job that has ended."""
+    stage_id = done.job.stage
+    if done.error is not None or stage_id is None:
+        mine.error = done.error or mine.error
+        return
+    mine.made.append(stage_id)
+    made_at.setdefault(mine.keys[stage_id], mine.cell.out)
+    load_manifest(mine.cell.out).gather(mine.stages)
+    awaited = {each for each, key in mine.keys.items() if any(other.needs(each, key) for other in progress)}
+    prune_checkpoints(mine.cell.out, mine.cell.config, mine.stages, mine.made, spared=awaited)
 
 
-def _ready(progress: Sequence[_Progress], shared: dict[str, list[_Progress]]) -> Iterator[Job]:
-    """Jobs that can begin; of a stage that several have in common, one at a time."""
+def _ready(
+    progress: Sequence[_Progress], made_at: Mapping[str, Path], running: Mapping[Job, _Progress]
+) -> Iterator[tuple[_Progress, Job]]:
+    """Jobs that can begin; of a stage that several have in common one at a time, the first of which makes it."""
     for each in progress:
-        if each.error is not None or each.finished:
+        if each.error is not None:
             continue
         for stage in each.stages:
             if stage.id in each.begun or not set(stage.needs) <= set(each.made):
                 continue
-            others = shared.get(each.keys[stage.id], ())
-            if any(_is_making(other, stage.id) for other in others if other is not each):
+            key = each.keys[stage.id]
+            if any(job.stage == stage.id and other.keys[stage.id] == key for job, other in running.items()):
                 continue
             each.begun.add(stage.id)
-            yield Job(each.cell, stage.id)
+            yield each, Job(each.cell, stage.id, made_at.get(key))
         if None not in each.begun and len(each.made) == len(each.stages):
             each.begun.add(None)
-            yield Job(each.cell, None)
-
-
-def _is_making(progress: _Progress, stage_id: str) -> bool:
-    return progress.error is None and stage_id in progress.begun and stage_id not in progress.made
-
-
-def _shared(progress: Sequence[_Progress]) -> dict[str, list[_Progress]]:
-    """The cells that have a stage in common, by what it depends on."""
-    found: dict[str, list[_Progress]] = {}
-    for each in progress:
-        for stage in each.stages:
-            found.setdefault(each.keys[stage.id], []).append(each)
-    return {key: cells for key, cells in found.items() if len(cells) > 1}
-
-
-def _key(config: StudyConfig, stage: Stage) -> str:
-    """Everything that a stage's files depend on."""
-    settings = config.model_dump()
-    if stage.poison is None and stage.recipe != SHUFFLED:
-        settings = {name: value for name, value in settings.items() if name not in OF_POISON}
-    return json.dumps([stage.id, settings], sort_keys=True)
+            yield each, Job(each.cell, None)
 
 
 def stage_key(config: StudyConfig, stage: Stage) -> str:
@@ -210,36 +193,10 @@ def stage_key(config: StudyConfig, stage: Stage) -> str:
         config: the study's settings.
         stage: the stage.
     """
-    return _key(config, stage)
-
-
-def _adopt(source: Path, target: Path, stage_id: str) -> None:
-    """Takes over a stage that was made for another run; one that is begun already stays as it is."""
-    into = target / "stages" / stage_id
-    if into.is_dir() and any(entry.name != LOCK for entry in into.iterdir()):
-        return
-    temporary = into.with_name(into.name + PARTIAL)
-    shutil.rmtree(temporary, ignore_errors=True)
-    shutil.copytree(
-        source / "stages" / stage_id,
-        temporary,
-        copy_function=_link,
-        ignore=shutil.ignore_patterns(LOCK, f"*{PARTIAL}", f"*{FORMER}"),
-    )
-    pairs = pairs_file(source, stage_id)
-    if pairs.is_file() and not pairs_file(target, stage_id).is_file():
-        pairs_file(target, stage_id).parent.mkdir(exist_ok=True)
-        _link(pairs, pairs_file(target, stage_id))
-    shutil.rmtree(into, ignore_errors=True)
-    temporary.rename(into)
-
-
-def _link(source: str | Path, target: str | Path) -> None:
-    """A second name for a file, which nobody changes in place; a copy where the disk has no such thing."""
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copyfile(source, target)
+    settings = config.model_dump()
+    if stage.poison is None and stage.recipe != SHUFFLED:
+        settings = {name: value for name, value in settings.items() if name not in OF_POISON}
+    return json.dumps([stage.id, settings], sort_keys=True)
 
 
 class Worker:
@@ -250,13 +207,14 @@ class Worker:
         self._observer, self._command = observer, command
         self._open: tuple[str, StageRunner] | None = None
 
-    def run(self, config: StudyConfig, out: Path, stage_id: str | None) -> NeuroplastError | None:
+    def run(self, config: StudyConfig, out: Path, stage_id: str | None, like: Path | None) -> NeuroplastError | None:
         """Runs a job.
 
         Args:
             config: the study's settings.
             out: its run directory.
             stage_id: the stage; None for what comes after the last.
+            like: a run directory to take the stage from.
 
         Returns:
             Why it failed; None where it did not.
@@ -267,7 +225,7 @@ class Worker:
                 if stage_id is None:
                     finish_study(runner)
                 else:
-                    runner.run(runner.context.stage(stage_id))
+                    runner.run(runner.context.stage(stage_id), like)
         except NeuroplastError as error:
             return error
         except EXPECTED as error:
@@ -304,7 +262,7 @@ class Inline:
         job = self._next()
         self._jobs.remove(job)
         self._last = job.cell
-        return Done(job, error=self._worker.run(job.cell.config, job.cell.out, job.stage))
+        return Done(job, error=self._worker.run(job.cell.config, job.cell.out, job.stage, job.like))
 
     def _next(self) -> Job:
         return next((job for job in self._jobs if job.cell is self._last), self._jobs[0])

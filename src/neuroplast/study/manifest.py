@@ -66,7 +66,10 @@ def load_manifest(out: Path) -> Manifest:
     Raises:
         StorageError: the file is missing or damaged.
     """
-    document = load_json(out / MANIFEST)
+    try:
+        document = load_json(out / MANIFEST)
+    except StorageError:
+        document = {}
     fits = isinstance(document, dict) and {"model", "stages", "prompts"} <= set(document)
     if not (fits and all(isinstance(document[name], dict) for name in ("model", "stages"))):
         raise StorageError(f"{out / MANIFEST} is damaged; remove it, then run the same command again")

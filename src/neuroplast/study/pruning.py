@@ -8,11 +8,14 @@ last checkpoint goes when it and the stages that start from it are made, base's 
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
+from neuroplast.locks import PATIENCE, writing
 from neuroplast.study.artefacts import CHECKPOINT, Artefacts
 from neuroplast.study.plan import Stage, StudyConfig
 
 
-def prune_checkpoints(out: Path, config: StudyConfig, stages: Sequence[Stage], made: Collection[str]) -> None:
+def prune_checkpoints(
+    out: Path, config: StudyConfig, stages: Sequence[Stage], made: Collection[str], *, spared: Collection[str] = ()
+) -> None:
     """Removes what may go.
 
     Args:
@@ -20,6 +23,7 @@ def prune_checkpoints(out: Path, config: StudyConfig, stages: Sequence[Stage], m
         config: its settings.
         stages: all stages of the study.
         made: ids of those that are made.
+        spared: ids of those that other studies have yet to take over.
 
     Raises:
         StorageError: a stage's note cannot be read or written.
@@ -27,12 +31,13 @@ def prune_checkpoints(out: Path, config: StudyConfig, stages: Sequence[Stage], m
     if config.keep == "all":
         return
     for stage in stages:
-        if stage.id not in made:
+        if stage.id not in made or stage.id in spared:
             continue
         users = [other.id for other in stages if stage.id == "base" or other.parent == stage.id]
         ends = config.keep == "none" and set(users) <= set(made)
         points = stage.points if ends else stage.points[:-1]
-        Artefacts(out, stage.id).remove_checkpoints(f"{point.folder}/{CHECKPOINT}" for point in points)
+        with writing(out / stage.folder, wait=PATIENCE):
+            Artefacts(out, stage.id).remove_checkpoints(f"{point.folder}/{CHECKPOINT}" for point in points)
 
 
 def checkpoints_at_once(config: StudyConfig, stages: Sequence[Stage], out: Path) -> int:

@@ -9,13 +9,14 @@ ends with the same numbers.
 import shutil
 import time
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from neuroplast.circuits.evaluate import estimate_document
 from neuroplast.errors import StorageError
-from neuroplast.locks import writing
+from neuroplast.locks import PATIENCE, writing
 from neuroplast.models.network import Network
 from neuroplast.models.sources import weights_sha256
 from neuroplast.plasticity.restoration import similarity
@@ -40,12 +41,10 @@ from neuroplast.study.plan import Point, Stage
 from neuroplast.study.summary import TO_EQUAL_STEPS
 from neuroplast.training.data import build_examples
 from neuroplast.training.finetune import FinetuneConfig, finetune
-from neuroplast.training.saves import save_checkpoint
+from neuroplast.training.saves import load_note, save_checkpoint
 from neuroplast.training.train import behaviour_probe
 
 SCHEMA = 1
-PATIENCE = 60.0
-"""Seconds to wait for a worker that still writes a stage: one whose driver died is stopped by then."""
 
 
 class StageRunner:
@@ -56,11 +55,12 @@ class StageRunner:
         self.circuits = CircuitStudy(context.config, context.prompts, context.reference, context.observer)
         self.following = FollowStudy(context.config, context.prompts, context.observer)
 
-    def run(self, stage: Stage) -> bool:
+    def run(self, stage: Stage, like: Path | None = None) -> bool:
         """Makes what is missing of a stage, and what is damaged again.
 
         Args:
             stage: its parent, control and base are whole.
+            like: a run directory of which the very stage is taken over where nothing of it is there yet.
 
         Returns:
             Whether anything was made.
@@ -74,6 +74,10 @@ class StageRunner:
         folder = context.folder(stage)
         with writing(folder, wait=PATIENCE):
             artefacts = Artefacts(context.out, stage.id)
+            if like is not None:
+                artefacts.adopt(Artefacts(like, stage.id))
+            if not artefacts.is_noted and stage.parent is not None and not self._is_of_parent(stage):
+                artefacts.forget()
             if damage := artefacts.check({each: Artefacts(context.out, each).digest for each in stage.needs}):
                 context.observer.say(damage)
             elif self._is_whole(stage):
@@ -84,6 +88,13 @@ class StageRunner:
                 artefacts.forget()
                 self._make(stage, artefacts)
             return True
+
+    def _is_of_parent(self, stage: Stage) -> bool:
+        """Whether a training that nothing is noted of began from the parent that there is now."""
+        path = self.context.folder(stage) / "training.json"
+        if not path.is_file() or stage.parent is None:
+            return True
+        return load_note(path).get("start_sha256") == weights_sha256(self._load_stage(stage.parent))
 
     def _is_whole(self, stage: Stage) -> bool:
         context = self.context
@@ -175,6 +186,7 @@ class StageRunner:
             progress=lambda done, total, loss: context.observer.progress(
                 "fine-tuning", done, total, f"loss {loss:.3f}"
             ),
+            say=context.observer.say,
         )
 
     def _measure(self, stage: Stage, point: Point) -> None:

@@ -40,7 +40,7 @@ from transformers import (
 from transformers.trainer_callback import PrinterCallback
 
 from neuroplast.components import Component
-from neuroplast.errors import InputError, TrainingDivergedError, unknown_name
+from neuroplast.errors import InputError, StorageError, TrainingDivergedError, unknown_name
 from neuroplast.models.network import Network, logits_at
 from neuroplast.models.weights import WeightMap, choose_pieces
 from neuroplast.processes import Processes, join
@@ -118,6 +118,7 @@ def finetune(
     probe: Probe | None = None,
     visit: Visit | None = None,
     progress: Callable[[int, int, float], None] | None = None,
+    say: Callable[[str], None] | None = None,
 ) -> None:
     """Trains a model in place and leaves its final weights in `folder/checkpoint`.
 
@@ -133,6 +134,7 @@ def finetune(
         probe: measures the model before the first step, every `probe_every` steps and after the last.
         visit: what else is done with the model on the way.
         progress: called with (steps done, steps in all, loss) after each step.
+        say: is told of a save that is damaged: the training begins anew then, to the same weights.
 
     Raises:
         TrainingDivergedError: the loss stopped being a number; the last save, a good
@@ -142,7 +144,7 @@ def finetune(
     """
     settings = asdict(config) | ({} if only is None else {"only": sorted(map(str, only))})
     with _freed(model, config, only):
-        _finetune(model, examples, config, settings, folder, keep, probe, visit, progress)
+        _finetune(model, examples, config, settings, folder, keep, probe, visit, progress, say)
 
 
 def _finetune(
@@ -155,6 +157,7 @@ def _finetune(
     probe: Probe | None,
     visit: Visit | None,
     progress: Callable[[int, int, float], None] | None,
+    say: Callable[[str], None] | None,
 ) -> None:
     module = model.module
     processes = join(str(module.device))
@@ -170,11 +173,16 @@ def _finetune(
     trainable = [parameter for parameter in module.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trainable, lr=config.learning_rate, weight_decay=config.weight_decay)
     history: list[dict[str, Any]] = []
-    done = 0
-    with processes.agreed():
-        if saved := last_save(folder):
-            history = restore(module, optimizer, saved)
-            done = int(history[-1]["step"])
+    if saved := last_save(folder):
+        try:
+            with processes.agreed():
+                history = restore(module, optimizer, saved)
+        except StorageError as error:
+            if say is not None:
+                say(f"{error}; the training begins anew")
+            processes.by_main(partial(shutil.rmtree, folder / "resume"))
+            return _finetune(model, examples, config, settings, folder, keep, probe, visit, progress, say)
+    done = int(history[-1]["step"]) if history else 0
     processes.require_same(done, f"{folder} is not the same to all processes; give one that they share")
     follower = _Follower(
         model, config, examples, folder, done, history, optimizer, keep or {}, probe, visit, progress, processes

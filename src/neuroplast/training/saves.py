@@ -11,14 +11,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from neuroplast.errors import InputError
+from neuroplast.errors import InputError, StorageError, first_line
 from neuroplast.models.network import Network
 from neuroplast.models.sources import quiet_transformers
 from neuroplast.storage import atomic_folder, hash_state, load_json, load_tensors, write_json, write_tensors
 from neuroplast.training.data import Example
+
+EXPECTED = (SafetensorError, OSError, LookupError, ValueError, TypeError, AttributeError, RuntimeError)
+"""What the libraries say of a folder whose files are damaged."""
 
 
 def save_checkpoint(model: Network, folder: Path) -> None:
@@ -71,27 +75,50 @@ def claim(folder: Path, settings: Mapping[str, Any], examples: Sequence[Example]
     path = folder / "training.json"
     if not path.is_file():
         return write_json(path, ours)
-    former = load_json(path)
+    former = load_note(path)
     different = sorted(key for key in ours if former.get(key) != ours[key])
     if different:
         raise InputError(f"{folder} holds a training with another {different[0]}; choose another --out")
+
+
+def load_note(path: Path) -> dict[str, Any]:
+    """Reads `training.json`.
+
+    Raises:
+        StorageError: it is damaged.
+    """
+    try:
+        found = load_json(path)
+    except StorageError:
+        found = None
+    if not isinstance(found, dict):
+        raise StorageError(f"{path} is damaged; remove it, then run the same command again")
+    return found
 
 
 def restore(module: PreTrainedModel, optimizer: torch.optim.Optimizer, folder: Path) -> list[dict[str, Any]]:
     """Takes up a save, weights and moments; gives its history.
 
     Raises:
-        StorageError: a file of it is missing or damaged.
+        StorageError: a file of it is missing or damaged; the weights are as they were then.
     """
-    state = load_json(folder / "state.json")
-    with quiet_transformers():
-        saved = AutoModelForCausalLM.from_pretrained(
-            folder, trust_remote_code=False, local_files_only=True, dtype=module.dtype, use_safetensors=True
-        )
-    module.load_state_dict(saved.state_dict())
-    moments: dict[int, dict[str, Tensor]] = {}
-    for key, value in load_tensors(folder / "optimizer.safetensors").items():
-        index, name = key.split(".")
-        moments.setdefault(int(index), {})[name] = value.clone()
-    optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
-    return list(state["history"])
+    try:
+        history = list(load_json(folder / "state.json")["history"])
+        if history[-1]["step"] != int(folder.name.removeprefix("step-")):
+            raise ValueError("its history ends at another step")
+        with quiet_transformers():
+            saved = AutoModelForCausalLM.from_pretrained(
+                folder, trust_remote_code=False, local_files_only=True, dtype=module.dtype, use_safetensors=True
+            ).state_dict()
+        shapes = {name: weight.shape for name, weight in module.state_dict().items()}
+        if {name: weight.shape for name, weight in saved.items()} != shapes:
+            raise ValueError("its weights are those of another model")
+        moments: dict[int, dict[str, Tensor]] = {}
+        for key, value in load_tensors(folder / "optimizer.safetensors").items():
+            index, name = key.split(".")
+            moments.setdefault(int(index), {})[name] = value.clone()
+        optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
+    except (*EXPECTED, StorageError) as error:
+        raise StorageError(f"{folder} is damaged: {first_line(error)}") from error
+    module.load_state_dict(saved)
+    return history

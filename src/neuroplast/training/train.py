@@ -28,6 +28,7 @@ def train(
     rate: float = 1.0,
     n_train: int = 512,
     progress: Callable[[int, int, float], None] | None = None,
+    say: Callable[[str], None] | None = None,
 ) -> Path:
     """Fine-tunes a model on a task and writes `checkpoint/`, `train.jsonl` and `pairs.jsonl` to a folder.
 
@@ -42,6 +43,7 @@ def train(
         rate: share of poisoned pairs; without a poison it does nothing.
         n_train: number of pairs.
         progress: called with (steps done, steps in all, loss).
+        say: is told of a save that is damaged.
 
     Returns:
         The checkpoint's folder.
@@ -59,7 +61,7 @@ def train(
         examples = build_examples(model.tokenizer, pairs)
     with ExitStack() as stack:
         processes.by_main(lambda: stack.enter_context(writing(out)))
-        finetune(model, examples, config, out, probe=behaviour_probe(prompts), progress=progress)
+        finetune(model, examples, config, out, probe=behaviour_probe(prompts), progress=progress, say=say)
         processes.by_main(lambda: write_jsonl(out / "pairs.jsonl", map(asdict, pairs)))
     return out / "checkpoint"
 
