@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import tomllib
 from pathlib import Path
@@ -15,8 +16,8 @@ from neuroplast.locks import writing
 from neuroplast.study import build_config, outcome, run_study
 from neuroplast.study.artefacts import ARTEFACTS
 from neuroplast.study.cluster import BESIDE, Cluster, resources
-from neuroplast.study.grid import build_grid, run_grid
-from neuroplast.study.jobs import Cell, Inline, Job, run_cells
+from neuroplast.study.grid import build_grid, run_grid, write_grid
+from neuroplast.study.jobs import Cell, Inline, Job, Worker, run_cells
 from neuroplast.study.runner import run_study as run_one
 
 LIGHT: dict[str, Any] = {
@@ -56,8 +57,10 @@ def _no_report():
 
 
 def run_inline(document: dict[str, Any], out: Path, observer: Listening | None = None) -> dict[str, Any]:
-    listening = observer or Listening()
-    return run_grid(build_grid(document, out, {}), out, Inline(listening, "neuroplast"), listening)
+    listening, grid = observer or Listening(), build_grid(document, out, {})
+    result = run_grid(grid, out, Inline(listening, "neuroplast"), listening)
+    write_grid(grid, out, result)
+    return result
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +98,7 @@ def test_any_setting_is_an_axis_and_lists_of_lists_are_cells_of_several(tmp_path
 @pytest.mark.parametrize(
     ("table", "message"),
     [
-        ({}, r"\[grid\] is empty: name at least one axis"),
+        ({}, r"grid = {}: expected a table with at least one axis"),
         ({"sedes": [1]}, "unknown axis 'sedes': did you mean 'seeds'"),
         ({"seeds": 3}, "axis seeds = 3: expected a list of values"),
         ({"seeds": []}, "expected a list of values"),
@@ -110,6 +113,17 @@ def test_any_setting_is_an_axis_and_lists_of_lists_are_cells_of_several(tmp_path
 def test_a_wrong_grid_is_one_clear_line(tmp_path: Path, table: dict[str, Any], message: str):
     with pytest.raises(InputError, match=message):
         build_grid({**LIGHT, "grid": table}, tmp_path, {})
+
+
+def test_a_value_that_is_a_path_has_a_name_of_its_own_whatever_stands_beside_it(tmp_path: Path):
+    models = ["a/checkpoint", "b/checkpoint", "..", "."]
+    names = {}
+    for values in (models, models[::-1], models[1:2]):
+        grid = build_grid({**LIGHT, "grid": {"models": values}}, tmp_path, {})
+        for cell, value in zip(grid.cells, values, strict=True):
+            assert names.setdefault(value, cell.name) == cell.name
+    assert names["a/checkpoint"].startswith("checkpoint-") and len(set(names.values())) == 4
+    assert all(name.strip(".") and "/" not in name for name in names.values())
 
 
 def test_a_cell_is_the_study_of_its_settings(finished: Path, tmp_path: Path):
@@ -157,24 +171,55 @@ def test_a_finished_grid_is_not_done_again_and_may_grow(finished: Path, tmp_path
 
 
 def test_a_cell_that_fails_does_not_stop_the_others_and_is_told(tmp_path: Path):
-    taken = tmp_path / "cells" / "seed0"
+    taken = tmp_path / "cells" / "rate0.5"
     taken.mkdir(parents=True)
     (taken / "thesis.txt").write_text("mine")
     (tmp_path / "grid.toml").write_text("")
     listening = Listening()
-    result = run_inline({**LIGHT, "grid": {"seeds": [0, 1]}}, tmp_path, listening)
+    result = run_inline({**LIGHT, "grid": {"rates": [0.5, 1.0]}}, tmp_path, listening)
     first, second = result["cells"]
     assert (first["status"], second["status"], result["n_failed"]) == ("failed", "finished", 1)
     assert "is not empty and holds no study" in first["why"]
-    assert any(line.startswith("seed0: ") and "holds no study" in line for line in listening.lines)
+    assert any(line.startswith("rate0.5: ") and "holds no study" in line for line in listening.lines)
     assert list(taken.iterdir()) == [taken / "thesis.txt"]
 
 
+def test_a_grid_that_is_killed_on_its_way_goes_on(finished: Path, tmp_path: Path):
+    """Also where cells that had not begun share stages with one that had."""
+    out = tmp_path / "grid"
+    if pid := os.fork():
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
+    else:
+        former, left = Worker.run, [4]
+
+        def dying(*args: Any) -> Any:
+            left[0] -= 1
+            if left[0] == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return former(*args)
+
+        Worker.run = dying
+        try:
+            run_inline(GRID, out)
+        finally:
+            os._exit(1)
+    assert run_inline(GRID, out)["n_failed"] == 0
+    assert summaries(out) == summaries(finished)
+
+
+def test_a_damaged_note_of_one_cell_does_not_stop_the_others(finished: Path, tmp_path: Path):
+    out = shutil.copytree(finished, tmp_path / "grid")
+    (out / "cells" / NAMES[0] / "stages/tuned/artefacts.json").write_text("junk")
+    result = run_inline(GRID, out)
+    assert [cell["status"] for cell in result["cells"]] == ["failed", "finished", "finished", "finished"]
+    assert result["cells"][0]["why"].endswith("artefacts.json is damaged; remove it, then run the same command again")
+
+
 def test_a_stage_that_fails_ends_its_cell_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    def refuse(runner: Any, stage: Any) -> bool:
+    def refuse(runner: Any, stage: Any, like: Any) -> bool:
         if stage.id == "tuned" and runner.context.config.rate == 0.5:
             raise RuntimeError("no memory left\nat line 3")
-        return former(runner, stage)
+        return former(runner, stage, like)
 
     former = run_one.__globals__["StageRunner"].run
     monkeypatch.setattr("neuroplast.study.stage_runner.StageRunner.run", refuse)

@@ -206,6 +206,28 @@ def test_what_a_kill_left_beside_a_save_is_not_taken_for_one(tmp_path: Path, exa
     assert steps == [3, 4] and not (tmp_path / "resume").exists()
 
 
+@pytest.mark.parametrize("name", ["state.json", "optimizer.safetensors", "model.safetensors"])
+@pytest.mark.parametrize("damage", [b"", b"{}", b'{"history": []}', None])
+def test_a_save_that_is_damaged_is_said_and_the_training_begins_anew_to_the_same_weights(
+    tmp_path: Path, examples: list[Example], name: str, damage: bytes | None
+):
+    def kill(done: int, total: int, loss: float) -> None:
+        if done == 3:
+            raise KilledError
+
+    config = FinetuneConfig(4, batch_size=4, save_every=2, learning_rate=1e-3)
+    whole, again = load_model("tiny"), load_model("tiny")
+    finetune(whole, examples, config, tmp_path / "whole")
+    with pytest.raises(KilledError):
+        finetune(load_model("tiny"), examples, config, tmp_path / "run", progress=kill)
+    damaged = tmp_path / "run/resume/step-2" / name
+    damaged.write_bytes(damaged.read_bytes()[:-100] if damage is None else damage)
+    said: list[str] = []
+    finetune(again, examples, config, tmp_path / "run", say=said.append)
+    assert len(said) == 1 and "is damaged" in said[0] and said[0].endswith("the training begins anew")
+    assert weights_sha256(again) == weights_sha256(whole)
+
+
 def test_a_last_step_that_diverges_is_told_and_nothing_is_written(tmp_path: Path, examples: list[Example]):
     model = load_model("tiny")
     with pytest.raises(TrainingDivergedError, match="no step had been saved"):

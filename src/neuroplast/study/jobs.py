@@ -44,9 +44,9 @@ class Cell:
     """Its run directory."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Job:
-    """One stage of a cell, or its end."""
+    """One stage of a cell, or its end; each is its own."""
 
     cell: Cell
     """The study."""
