@@ -62,6 +62,8 @@ def kill_after(out: Path, seconds: float) -> bool:
     killed = process.is_alive()
     process.kill()
     process.join()
+    if not killed and process.exitcode:
+        raise SystemExit(f"the study in {out} failed by itself")
     return killed
 
 

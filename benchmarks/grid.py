@@ -34,7 +34,7 @@ seeds = [0, 1, 2]
 
 
 def run(folder: Path, name: str, *more: str, kill: bool = False) -> tuple[float, dict[str, bytes]]:
-    """Runs the grid; seconds, and the summary of each cell."""
+    """Runs the grid, with a worker killed on its way if asked; seconds, and the summary of each cell."""
     settings, out = folder / "grid.toml", folder / name
     settings.write_text(GRID)
     command = [sys.executable, "-m", "neuroplast", "study", "--config", str(settings), "--out", str(out), *more]
@@ -49,6 +49,8 @@ def run(folder: Path, name: str, *more: str, kill: bool = False) -> tuple[float,
             kill = False
     if process.wait():
         raise SystemExit(f"{name} failed")
+    if kill:
+        raise SystemExit("no worker was found to kill")
     seconds = time.monotonic() - started
     cells = sorted((out / "cells").iterdir())
     return seconds, {cell.name: (cell / "summary.json").read_bytes() for cell in cells}
