@@ -51,7 +51,7 @@ def audited(damaged: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pat
 def test_an_audit_leaves_its_files(audited: tuple[Path, dict]):
     out, document = audited
     assert sorted(path.name for path in out.iterdir()) == sorted(
-        ["audit.json", "comparison.json", "prompts.jsonl", *AUDIT_FILES]
+        [".lock", "audit.json", "comparison.json", "prompts.jsonl", *AUDIT_FILES]
     )
     saved = json.loads((out / "audit.json").read_text())
     assert {"verdict", "expressed", "stored", "spared"} <= set(saved)

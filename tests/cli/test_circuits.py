@@ -32,7 +32,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_discover_leaves_a_circuit_with_pictures_tables_and_a_log(found: Path):
     names = {path.name for path in found.iterdir()}
     assert names == {
-        "discover.json", "circuit.json", "circuit.svg", "circuit.png", "nodes.csv", "edges.csv", "steps.json",
+        ".lock", "discover.json", "circuit.json", "circuit.svg", "circuit.png", "nodes.csv", "edges.csv", "steps.json",
         "prompts.jsonl",
     }  # fmt: skip
     document = load_json(found / "circuit.json")

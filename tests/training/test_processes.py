@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from neuroplast import cli
 from neuroplast.errors import InputError
 from neuroplast.models.sources import load_model
-from neuroplast.processes import Processes, join
+from neuroplast.processes import Processes, join, launched
 from neuroplast.training import finetune
 from training.together import CONFIG, ONLY, build_pairs_of_tiny, watched
 
@@ -143,6 +143,24 @@ def test_a_process_started_alone_joins_nothing(monkeypatch: pytest.MonkeyPatch):
         raise InputError("as it was raised")
 
 
+def launch_two(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a launcher tells the main one of two processes."""
+    for name, value in (("WORLD_SIZE", "2"), ("RANK", "0"), ("MASTER_ADDR", "localhost"), ("MASTER_PORT", "1")):
+        monkeypatch.setenv(name, value)
+
+
+@pytest.mark.parametrize("left_out", ["RANK", "MASTER_ADDR", "MASTER_PORT"])
+def test_a_count_that_no_launcher_gave_is_none(monkeypatch: pytest.MonkeyPatch, left_out: str):
+    """As in the script of a queue."""
+    launch_two(monkeypatch)
+    assert launched() == 2
+    monkeypatch.setenv("WORLD_SIZE", "many")
+    assert launched() == 1
+    launch_two(monkeypatch)
+    monkeypatch.delenv(left_out)
+    assert launched() == 1
+
+
 @pytest.mark.parametrize("count", [1, 2, 3, 5])
 def test_shares_are_the_whole_batch_in_its_order(count: int):
     shares = [list(Processes(count, index).share(range(5))) for index in range(count)]
@@ -161,14 +179,14 @@ def test_every_process_takes_its_own_gpu(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_a_model_that_is_split_by_the_launcher_is_refused(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")
+    launch_two(monkeypatch)
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     with pytest.raises(InputError, match="launch without --use_fsdp"):
         join("cpu")
 
 
 def test_every_command_but_train_is_refused_in_several(monkeypatch: pytest.MonkeyPatch, capsys):
-    monkeypatch.setenv("WORLD_SIZE", "2")
+    launch_two(monkeypatch)
     monkeypatch.setattr(cli, "wait_for_all", lambda: None)
     for command in ("models", "audit", "report"):
         monkeypatch.setattr(sys, "argv", ["neuroplast", command])
