@@ -16,7 +16,6 @@ from neuroplast.circuits.files import load_circuit
 from neuroplast.errors import InputError, StorageError, UnsupportedModelError
 from neuroplast.interventions.ablation import build_ablation
 from neuroplast.interventions.knockout import run_knockouts
-from neuroplast.models.network import Network
 from neuroplast.models.sources import load_model
 from neuroplast.study import StudyConfig, build_config, measure, run_study, runner
 from neuroplast.study.artefacts import Artefacts
@@ -36,9 +35,7 @@ LIGHT = {**SETTINGS, "circuit_stages": ["base"], "circuit_edges": 0, "follow_poi
 # What a study dies in, as of SIGKILL, at the n-th call.
 DEADLY: dict[str, tuple[Any, str]] = {
     "training": (finetune.__globals__["_Follower"], "on_step_end"),
-    "sweep": (Network, "run_layer"),
     "write": (Path, "rename"),
-    "small write": (Path, "replace"),
     "removal": (shutil, "rmtree"),
     "note": (Artefacts, "note"),
 }
@@ -264,9 +261,7 @@ def test_a_finished_study_is_not_done_again(run: Path):
     ("where", "count"),
     [
         ("training", 9),
-        ("sweep", 40),
         ("write", 2),
-        ("small write", 12),
         ("removal", 12),
         ("note", 7),
     ],
