@@ -1,11 +1,13 @@
 """A copy of the test's process, for what changes a process or ends it: nothing is imported again."""
 
 import os
+import signal
 import traceback
 import warnings
 from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
+from typing import Any
 
 from left_out import without_shape_checks
 
@@ -37,6 +39,33 @@ def run_forked(work: Callable[[], object], folder: Path) -> tuple[int, str, str]
             status = _status(work)
     finally:
         os._exit(status)
+
+
+def die_in(home: Any, name: str, count: int, work: Callable[[], object]) -> None:
+    """Does something in a copy of this process, which kills itself at the n-th call of a function.
+
+    Args:
+        home: whose function.
+        name: its name.
+        count: n.
+        work: what is done; it has to come so far.
+    """
+    if pid := os.fork():
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
+        return
+    former, left = getattr(home, name), [count]
+
+    def dying(*args: Any, **kwargs: Any) -> Any:
+        left[0] -= 1
+        if left[0] == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return former(*args, **kwargs)
+
+    setattr(home, name, dying)
+    try:
+        work()
+    finally:
+        os._exit(1)
 
 
 def _status(work: Callable[[], object]) -> int:

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from neuroplast.errors import InputError, StorageError
 from neuroplast.locks import writing
+from neuroplast.observer import Silent
 from neuroplast.storage import LOCK
 from neuroplast.study import StudyConfig, build_config, build_plan, outcome, run_study
 from neuroplast.study.artefacts import Artefacts
@@ -28,16 +29,12 @@ SETTINGS = {
 }
 
 
-class Listening:
+class Listening(Silent):
     def __init__(self) -> None:
         self.lines: list[str] = []
 
     def say(self, line: str) -> None:
         self.lines.append(line)
-
-    def stage(self, name: str, index: int, total: int) -> None: ...
-
-    def progress(self, activity: str, done: int, total: int, note: str = "") -> None: ...
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -191,7 +188,10 @@ def test_only_the_checkpoints_that_are_kept_stay_and_the_numbers_are_the_same(tm
 
 def test_a_checkpoint_goes_only_when_nothing_is_made_from_it_any_more(run: Path):
     config, stages = settings(keep="none"), build_plan(settings())
-    there = lambda: {stage.id for stage in stages if (run / stage.folder / "checkpoint").is_dir()}  # noqa: E731
+
+    def there() -> set[str]:
+        return {stage.id for stage in stages if (run / stage.folder / "checkpoint").is_dir()}
+
     everything = there()
     prune_checkpoints(run, config, stages, ["base", "tuned", "control/equal_steps", POISONED])
     assert there() == {"base", POISONED, RECOVERED}

@@ -11,8 +11,10 @@ from typing import Any
 import psutil
 import pytest
 
+from forked import die_in
 from neuroplast.errors import InputError
 from neuroplast.locks import writing
+from neuroplast.observer import Silent
 from neuroplast.study import build_config, outcome, run_study
 from neuroplast.study.artefacts import ARTEFACTS
 from neuroplast.study.cluster import BESIDE, Cluster, resources
@@ -33,8 +35,8 @@ GRID = {**LIGHT, "grid": {"models": ["tiny"], "rates": [0.5, 1.0], "seeds": [0, 
 NAMES = ["tiny-rate0.5-seed0", "tiny-rate0.5-seed1", "tiny-rate1.0-seed0", "tiny-rate1.0-seed1"]
 
 
-class Listening:
-    """Keeps what it is told, and does something at every turn."""
+class Listening(Silent):
+    """Keeps what it is told."""
 
     def __init__(self) -> None:
         self.lines: list[str] = []
@@ -45,8 +47,6 @@ class Listening:
 
     def stage(self, name: str, index: int, total: int) -> None:
         self.turns.append((name, index, total))
-
-    def progress(self, activity: str, done: int, total: int, note: str = "") -> None: ...
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -187,22 +187,7 @@ def test_a_cell_that_fails_does_not_stop_the_others_and_is_told(tmp_path: Path):
 def test_a_grid_that_is_killed_on_its_way_goes_on(finished: Path, tmp_path: Path):
     """Also where cells that had not begun share stages with one that had."""
     out = tmp_path / "grid"
-    if pid := os.fork():
-        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
-    else:
-        former, left = Worker.run, [4]
-
-        def dying(*args: Any) -> Any:
-            left[0] -= 1
-            if left[0] == 0:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return former(*args)
-
-        Worker.run = dying
-        try:
-            run_inline(GRID, out)
-        finally:
-            os._exit(1)
+    die_in(Worker, "run", 4, lambda: run_inline(GRID, out))
     assert run_inline(GRID, out)["n_failed"] == 0
     assert summaries(out) == summaries(finished)
 

@@ -1,8 +1,6 @@
 import json
-import os
 import re
 import shutil
-import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,12 +9,14 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from forked import die_in
 from left_out import without_report, without_shape_checks
 from neuroplast.circuits.files import load_circuit
 from neuroplast.errors import InputError, StorageError, UnsupportedModelError
 from neuroplast.interventions.ablation import build_ablation
 from neuroplast.interventions.knockout import run_knockouts
 from neuroplast.models.sources import load_model
+from neuroplast.observer import Silent
 from neuroplast.study import StudyConfig, build_config, measure, run_study, runner
 from neuroplast.study.artefacts import Artefacts
 from neuroplast.study.circuits import load_circuits
@@ -41,27 +41,6 @@ DEADLY: dict[str, tuple[Any, str]] = {
 }
 
 
-def run_and_die(config: StudyConfig, out: Path, where: str, count: int) -> None:
-    """Runs a study in a copy of this process, which kills itself."""
-    if pid := os.fork():
-        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
-        return
-    home, name = DEADLY[where]
-    former, left = getattr(home, name), [count]
-
-    def dying(*args: object, **kwargs: object) -> object:
-        left[0] -= 1
-        if left[0] == 0:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return former(*args, **kwargs)
-
-    setattr(home, name, dying)
-    try:
-        run_study(config, out, Silent())
-    finally:
-        os._exit(1)
-
-
 @pytest.fixture
 def unchecked() -> Iterator[None]:
     """For studies whose parts are those of `run`, where all shapes are checked."""
@@ -76,16 +55,14 @@ def bare(unchecked: None) -> Iterator[None]:
         yield
 
 
-class Silent:
+class Stages(Silent):
+    """Keeps the stages that it is told of."""
+
     def __init__(self) -> None:
         self.stages: list[str] = []
 
-    def say(self, line: str) -> None: ...
-
     def stage(self, name: str, index: int, total: int) -> None:
         self.stages.append(name)
-
-    def progress(self, activity: str, done: int, total: int, note: str = "") -> None: ...
 
 
 def smoke(**settings: object) -> StudyConfig:
@@ -269,7 +246,7 @@ def test_a_finished_study_is_not_done_again(run: Path):
 @pytest.mark.usefixtures("bare")
 def test_a_study_killed_anywhere_ends_with_the_same_summary(light_run: Path, tmp_path: Path, where: str, count: int):
     out = tmp_path / "run"
-    run_and_die(smoke(**LIGHT), out, where, count)
+    die_in(*DEADLY[where], count, lambda: run_study(smoke(**LIGHT), out))
     assert not (out / "summary.json").exists()
     run_study(smoke(**LIGHT), out, Silent())
     followed = [f"stages/{kind}/subject_duplication/trajectory.json" for kind in ("poisoned", "recovered")]
@@ -346,7 +323,7 @@ def test_too_little_disk_space_is_told_before_anything_is_trained(tmp_path: Path
 
 @pytest.mark.usefixtures("bare")
 def test_several_seeds_share_one_base_and_a_ladder_gives_a_row_a_rung(tmp_path: Path):
-    observer = Silent()
+    observer = Stages()
     config = smoke(
         seeds=[0, 1], epochs=[1, 2], n_train=8, n_prompts=6, circuit_stages=["base"], circuit_edges=0, compare_stages=[]
     )

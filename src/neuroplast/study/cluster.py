@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 from neuroplast import errors
 from neuroplast.errors import InputError, NeuroplastError, first_line
 from neuroplast.memory import reuse_freed_memory, show_size
-from neuroplast.observer import Observer
+from neuroplast.observer import Observer, Silent
 from neuroplast.study.jobs import FINISH, Done, Job, Worker
 from neuroplast.study.plan import StudyConfig
 
@@ -27,7 +27,7 @@ RETRIES = 3
 """Times that a task is tried again after its worker was lost."""
 STORE = 100 * 2**20
 """Bytes of a local cluster's object store: only lines of text go through it."""
-PATIENCE = 10.0
+ANSWER = 10.0
 """Seconds in which the head of a cluster has to answer."""
 LOOK = 1.0
 """Seconds between looks at what runs."""
@@ -35,7 +35,7 @@ WEIGHTS_HELD, BESIDE = 5, 2**30
 """A stage holds its weights so many times over (a model, its gradients, two moments, a copy), and so much beside."""
 
 
-class _Lines:
+class _Lines(Silent):
     """Collects what a worker would say."""
 
     def __init__(self) -> None:
@@ -44,12 +44,6 @@ class _Lines:
     def say(self, line: str) -> None:
         """Keeps the line."""
         self.lines.append(line)
-
-    def stage(self, name: str, index: int, total: int) -> None:
-        """Nothing."""
-
-    def progress(self, activity: str, done: int, total: int, note: str = "") -> None:
-        """Nothing."""
 
 
 @lru_cache(maxsize=1)
@@ -101,6 +95,7 @@ class Cluster:
         if address and workers:
             raise InputError(f"--workers {workers} is for a cluster on this machine: leave it out with --address")
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        # Else Ray warns of how a later version will hide the GPUs from a task that asks for none.
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         try:
             import ray
@@ -186,7 +181,7 @@ def _require_answer(address: str) -> None:
     where = urlsplit(address if "//" in address else f"//{address}")
     try:
         if address not in ("auto", "local"):
-            socket.create_connection((where.hostname, where.port or 0), timeout=PATIENCE).close()
+            socket.create_connection((where.hostname, where.port or 0), timeout=ANSWER).close()
     except (OSError, ValueError) as error:
         raise InputError(f"no Ray cluster at {address!r}: {error}; expected auto, or HOST:PORT of its head") from error
 
