@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from forked import die_in
 from neuroplast.errors import InputError, StorageError
 from neuroplast.locks import writing
 from neuroplast.observer import Silent
@@ -129,6 +130,34 @@ def test_a_stage_that_was_made_from_other_weights_is_made_anew_with_all_that_fol
     assert after["stages/tuned/effects.safetensors"] == before["stages/tuned/effects.safetensors"]
     # Now the old note's hashes do not fit: the poisoned stage is trained again, and what came of the other goes too.
     note.write_text(json.dumps(document))
+    again(run)
+    assert files_of(run) == before
+
+
+@pytest.mark.parametrize("left", ["checkpoint", "resume"])
+def test_a_stage_whose_note_is_lost_is_still_not_taken_for_one_of_other_weights(run: Path, left: str):
+    before = files_of(run)
+    stage = run / "stages" / RECOVERED
+    for name in (
+        "artefacts.json",
+        *(["checkpoint", "measures.json", "effects.safetensors"] if left == "resume" else []),
+    ):
+        path = stage / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    training = json.loads((stage / "training.json").read_text()) | {"start_sha256": "0" * 64}
+    (stage / "training.json").write_text(json.dumps(training))
+    again(run)
+    assert files_of(run) == before
+
+
+def test_a_kill_while_a_stage_is_forgotten_leaves_nothing_of_it(run: Path):
+    before = files_of(run)
+    artefacts = Artefacts(run, "tuned")
+    die_in(shutil, "rmtree", 1, artefacts.forget)
+    assert (run / "stages/tuned/checkpoint/model.safetensors").is_file(), "the kill came before"
+    weights = run / "stages/tuned/effects.safetensors"
+    if weights.is_file():
+        weights.write_bytes(b"of another model")
     again(run)
     assert files_of(run) == before
 

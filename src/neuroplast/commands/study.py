@@ -16,7 +16,7 @@ from neuroplast.observer import Observer
 from neuroplast.terminal import print_grid, print_json, print_plan, print_story, stderr, stdout
 
 if TYPE_CHECKING:
-    from neuroplast.study.jobs import Backend
+    from neuroplast.study.jobs import Backend, Cell
     from neuroplast.study.plan import StudyConfig
 
 INLINE, RAY = "inline", "ray"
@@ -88,7 +88,7 @@ def study(
     below = {"threads": 1} if backend == RAY else {}
     settings = build_config("quick", below, document, given, assignments=assignments or [])
     if plan:
-        return _plan([(out.name, settings, out)], out, chosen)
+        return _plan(_alone(settings, out), out, chosen)
     if backend == RAY:
         summary = _run_on_cluster(settings, out, chosen)
     else:
@@ -139,21 +139,26 @@ def _run(settings: "StudyConfig", out: Path, chosen: _Chosen, watch: bool, port:
 def _run_on_cluster(settings: "StudyConfig", out: Path, chosen: _Chosen) -> dict[str, Any]:
     from neuroplast.progress import Progress
     from neuroplast.storage import load_json
-    from neuroplast.study.jobs import Cell, run_cells
+    from neuroplast.study.jobs import run_cells
 
     with Progress(stderr, chosen.is_quiet) as progress, chosen.connect(progress) as backend:
-        failed = run_cells([Cell(out.name, settings, out)], backend, progress)
+        failed = run_cells(_alone(settings, out), backend, progress)
     for error in failed.values():
         raise error
     return load_json(out / "summary.json")
 
 
-def _plan(studies: "Sequence[tuple[str, StudyConfig, Path]]", out: Path, chosen: _Chosen) -> None:
-    from neuroplast.progress import Progress
-    from neuroplast.study.forecast import forecast, stages_at_once
+def _alone(settings: "StudyConfig", out: Path) -> "Sequence[Cell]":
+    """One study as those of a grid are."""
     from neuroplast.study.jobs import Cell
 
-    cells = [Cell(*each) for each in studies]
+    return [Cell(out.name, settings, out)]
+
+
+def _plan(cells: "Sequence[Cell]", out: Path, chosen: _Chosen) -> None:
+    from neuroplast.progress import Progress
+    from neuroplast.study.forecast import forecast, stages_at_once
+
     at_once = 1
     if chosen.backend == RAY and not chosen.address:
         at_once = stages_at_once(cells[0].config, chosen.workers)
@@ -180,7 +185,7 @@ def _run_grid(
     grid = build_grid(document, out, given, assignments)
     if plan:
         is_begun(out, SETTINGS, "grid")
-        return _plan([(cell.name, cell.config, cell.out) for cell in grid.cells], out, chosen)
+        return _plan(grid.cells, out, chosen)
     with Progress(stderr, chosen.is_quiet) as progress, chosen.connect(progress) as backend:
         result = run_grid(grid, out, backend, progress)
     if chosen.as_json:

@@ -19,10 +19,11 @@ from typing import Any
 
 from neuroplast.errors import StorageError
 from neuroplast.storage import FORMER, LOCK, PARTIAL, disk_errors, hash_file, hash_text, load_json, write_json
+from neuroplast.study.following import RAW
 
 ARTEFACTS = "artefacts.json"
 SCHEMA = 1
-CHECKPOINT, TRAJECTORY = "checkpoint", "trajectory"
+CHECKPOINT = "checkpoint"
 UNFINISHED = ("resume", "parts", "comparing")
 """Folders of what is under way."""
 MADE_WITH = {
@@ -206,7 +207,7 @@ class Artefacts:
         if CHECKPOINT in place.parts:
             gone = [Path(*place.parts[: place.parts.index(CHECKPOINT) + 1])]
         else:
-            of_training = (CHECKPOINT,) if place.parent.name == TRAJECTORY else ()
+            of_training = (CHECKPOINT,) if place.parent.name == RAW else ()
             beside = place.parents[1] if of_training else place.parent
             gone = [place, *(beside / other for other in MADE_WITH.get(place.name, of_training))]
         for each in gone:

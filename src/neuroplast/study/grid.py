@@ -130,8 +130,7 @@ def run_grid(grid: Grid, out: Path, backend: Backend, observer: Observer) -> dic
     write_text(out / SETTINGS, tomli_w.dumps(grid.document))
     failed = run_cells(grid.cells, backend, observer)
     rows = [_row(cell, values, failed.get(cell.name)) for cell, values in zip(grid.cells, grid.values, strict=True)]
-    result = {"schema": SCHEMA, "n_cells": len(rows), "n_failed": len(failed), "cells": rows}
-    return result
+    return {"schema": SCHEMA, "n_cells": len(rows), "n_failed": len(failed), "cells": rows}
 
 
 def write_grid(grid: Grid, out: Path, result: Mapping[str, Any]) -> None:

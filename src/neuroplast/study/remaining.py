@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from neuroplast.locks import LOCK
 from neuroplast.plasticity.trajectory import build_schedule
 from neuroplast.report.looks import HEADS, PATTERNS
+from neuroplast.storage import LOCK
 from neuroplast.study.artefacts import ARTEFACTS, CHECKPOINT, MADE_WITH, Artefacts
 from neuroplast.study.circuits import CIRCUIT, CRITERIA, EDGES
 from neuroplast.study.context import COMPARISON

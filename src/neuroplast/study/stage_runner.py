@@ -38,6 +38,7 @@ from neuroplast.study.measure import (
     similarity_document,
 )
 from neuroplast.study.plan import Point, Stage
+from neuroplast.study.remaining import remaining
 from neuroplast.study.summary import TO_EQUAL_STEPS
 from neuroplast.training.data import build_examples
 from neuroplast.training.finetune import FinetuneConfig, finetune
@@ -80,7 +81,7 @@ class StageRunner:
                 artefacts.forget()
             if damage := artefacts.check({each: Artefacts(context.out, each).digest for each in stage.needs}):
                 context.observer.say(damage)
-            elif self._is_whole(stage):
+            elif remaining(context.config, stage, context.out).state == "made":
                 artefacts.note()
                 return False
             if not self._make(stage, artefacts):
@@ -95,15 +96,6 @@ class StageRunner:
         if not path.is_file() or stage.parent is None:
             return True
         return load_note(path).get("start_sha256") == weights_sha256(self._load_stage(stage.parent))
-
-    def _is_whole(self, stage: Stage) -> bool:
-        context = self.context
-        wanted = [context.folder(point) / "measures.json" for point in stage.points]
-        wanted += [context.comparison(stage)] if stage in context.compared else []
-        wanted += [context.folder(stage) / TRAJECTORY] if stage in context.followed else []
-        if stage.kind in context.config.look_stages:
-            wanted += [context.folder(stage) / name for name in (PATTERNS, HEADS)]
-        return all(path.is_file() for path in wanted)
 
     def _make(self, stage: Stage, artefacts: Artefacts) -> bool:
         """Makes what is missing; False where something that was made again is not what it was."""
