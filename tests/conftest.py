@@ -2,6 +2,7 @@
 
 import gc
 import os
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -26,6 +27,7 @@ SHAPE_CHECKED = (
 install_import_hook([f"neuroplast.{name}" for name in SHAPE_CHECKED], "beartype.beartype")
 
 from architectures import ARCHITECTURES, VOCABULARY, random_model  # noqa: E402
+from left_out import without_shape_checks  # noqa: E402
 from neuroplast.models.build import build_network  # noqa: E402
 from neuroplast.models.network import Network  # noqa: E402
 from neuroplast.tasks.prompts import PromptSet  # noqa: E402
@@ -40,6 +42,13 @@ def pytest_collection_finish() -> None:
 def pytest_sessionfinish() -> None:
     """Hypothesis, when it is first imported for the summary, asks what refers to what."""
     gc.unfreeze()
+
+
+@pytest.fixture
+def unchecked() -> Iterator[None]:
+    """No shape checks, for tests that repeat what others have checked."""
+    with without_shape_checks():
+        yield
 
 
 @pytest.fixture(params=sorted(ARCHITECTURES))

@@ -1,14 +1,12 @@
 import json
 import re
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
 import torch
 
-from left_out import without_shape_checks
 from lora import save_adapter
 from neuroplast.audit import AuditConfig, judge_gate, require_gate, run_audit
 from neuroplast.circuits.circuit import Circuit
@@ -23,12 +21,8 @@ from neuroplast.training.saves import save_checkpoint
 
 FAST = {"n_prompts": 6, "n_battery": 4, "n_drift": 2, "n_profiles": 1, "n_random": 50, "n_samples": 3}
 
-
-@pytest.fixture(autouse=True)
-def unchecked() -> Iterator[None]:
-    """Shapes are checked in `audited`, which is made before."""
-    with without_shape_checks():
-        yield
+# Shapes are checked in `audited`, which is made before.
+pytestmark = pytest.mark.usefixtures("unchecked")
 
 
 @pytest.fixture(scope="module")

@@ -1,11 +1,9 @@
 import csv
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from left_out import without_shape_checks
 from neuroplast import dose
 from neuroplast.dose import DoseConfig, run_dose
 from neuroplast.errors import InputError
@@ -22,15 +20,12 @@ SMALL = {
 }
 
 
+# Shapes are checked in `done`, which is made before.
+pytestmark = pytest.mark.usefixtures("unchecked")
+
+
 class KilledError(Exception):
     pass
-
-
-@pytest.fixture(autouse=True)
-def unchecked() -> Iterator[None]:
-    """Shapes are checked in `done`, which is made before."""
-    with without_shape_checks():
-        yield
 
 
 @pytest.fixture(scope="module")

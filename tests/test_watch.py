@@ -10,9 +10,16 @@ from urllib.error import HTTPError, URLError
 
 import pytest
 
+from neuroplast import watch as watching
 from neuroplast.errors import InputError
 from neuroplast.observer import Silent
 from neuroplast.watch import Watch
+
+
+@pytest.fixture(autouse=True)
+def _short_last_look(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A page that was open a moment ago is waited for; none of these is."""
+    monkeypatch.setattr(watching, "LAST_LOOK", 0.1)
 
 
 class Told(Silent):
@@ -83,7 +90,10 @@ def test_it_listens_on_the_loopback_address_alone(tmp_path: Path) -> None:
         assert watch._server.server_address[0] == "127.0.0.1"
 
 
-def test_when_the_study_ends_a_page_that_is_open_gets_the_finished_report(tmp_path: Path) -> None:
+def test_when_the_study_ends_a_page_that_is_open_gets_the_finished_report(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watching, "LAST_LOOK", 4.0)
     got: list[bytes] = []
     with Watch(tmp_path, Silent()) as watch:
         address = watch.address

@@ -25,7 +25,7 @@ RUNS = {
 
 
 @pytest.fixture(params=RUNS)
-def run(request: pytest.FixtureRequest):
+def run(request: pytest.FixtureRequest, unchecked: None):
     return RUNS[request.param]
 
 

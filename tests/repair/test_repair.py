@@ -32,6 +32,9 @@ from neuroplast.training.saves import save_checkpoint
 SHORT = {"target": 0.3, "steps": 5, "n_battery": 0}
 SMALL = {"n_prompts": 32, "n_battery": 4, "n_train": 256}
 
+# Shapes are checked in `grafted` and `whole`, which are made before.
+pytestmark = pytest.mark.usefixtures("unchecked")
+
 
 class KilledError(Exception):
     pass

@@ -11,11 +11,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from forked import die_in
+from left_out import without_report, without_shape_checks
 from neuroplast.errors import InputError, StorageError
 from neuroplast.locks import writing
 from neuroplast.observer import Silent
 from neuroplast.storage import LOCK
-from neuroplast.study import StudyConfig, build_config, build_plan, outcome, run_study
+from neuroplast.study import StudyConfig, build_config, build_plan, run_study
 from neuroplast.study.artefacts import Artefacts
 from neuroplast.study.pruning import prune_checkpoints
 
@@ -39,9 +40,8 @@ class Listening(Silent):
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _no_report():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(outcome, "write_report", lambda run: run / "report.html")
+def _bare():
+    with without_shape_checks(), without_report():
         yield
 
 

@@ -5,11 +5,12 @@ from pathlib import Path
 
 import pytest
 
+from left_out import without_report, without_shape_checks
 from neuroplast import cli
 from neuroplast.errors import InputError
 from neuroplast.observer import Silent
 from neuroplast.storage import hash_file
-from neuroplast.study import StudyConfig, build_config, outcome, run_study
+from neuroplast.study import StudyConfig, build_config, run_study
 from neuroplast.study import forecast as forecasts
 from neuroplast.study.calibration import Speed, calibrate
 from neuroplast.study.costs import checkpoint_bytes
@@ -57,8 +58,7 @@ def speed(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Sp
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("finished") / "run"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(outcome, "write_report", lambda run: run / "report.html")
+    with without_shape_checks(), without_report():
         run_study(settings(), out)
     return out
 

@@ -12,10 +12,11 @@ import psutil
 import pytest
 
 from forked import die_in
+from left_out import without_report, without_shape_checks
 from neuroplast.errors import InputError
 from neuroplast.locks import writing
 from neuroplast.observer import Silent
-from neuroplast.study import build_config, outcome, run_study
+from neuroplast.study import build_config, run_study
 from neuroplast.study.artefacts import ARTEFACTS
 from neuroplast.study.cluster import BESIDE, Cluster, resources
 from neuroplast.study.grid import build_grid, run_grid, write_grid
@@ -50,9 +51,8 @@ class Listening(Silent):
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _no_report():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(outcome, "write_report", lambda run: run / "report.html")
+def _bare():
+    with without_shape_checks(), without_report():
         yield
 
 

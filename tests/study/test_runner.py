@@ -42,15 +42,8 @@ DEADLY: dict[str, tuple[Any, str]] = {
 
 
 @pytest.fixture
-def unchecked() -> Iterator[None]:
-    """For studies whose parts are those of `run`, where all shapes are checked."""
-    with without_shape_checks():
-        yield
-
-
-@pytest.fixture
 def bare(unchecked: None) -> Iterator[None]:
-    """The same for what is not about the report either."""
+    """For what is not about the report either; `run` has all shapes checked, and its report."""
     with without_report():
         yield
 
