@@ -49,7 +49,7 @@ def test_what_is_left_agrees_with_a_full_forward_pass(network: Network, named_pr
     ablation = build_ablation(network, named_prompts, kind)
 
     @settings(
-        max_examples=6, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+        max_examples=4, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
     )
     @given(sets, st.lists(heads, min_size=1, max_size=6, unique=True), st.booleans())
     def check(chosen, near, start_near):

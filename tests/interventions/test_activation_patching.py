@@ -13,7 +13,7 @@ from oracle import Oracle, activation_effect, prompts_of
 from places import sites
 
 FEW = settings(
-    max_examples=15, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=10, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 
 

@@ -31,7 +31,7 @@ def run(request: pytest.FixtureRequest, unchecked: None):
 
 def test_few_rows_at_once_change_nothing(network: Network, named_prompts: PromptSet, run, monkeypatch):
     whole = run(network, named_prompts)
-    for rows in (1, 20, 40):
+    for rows in (1, 30):
         monkeypatch.setitem(chunks.ROWS, "cpu", rows)
         torch.testing.assert_close(run(network, named_prompts), whole, atol=2e-5, rtol=1e-4)
 
@@ -40,7 +40,7 @@ def test_a_tight_budget_changes_nothing(network: Network, named_prompts: PromptS
     whole = run(network, named_prompts)
     # From so little that hardly two copies of one prompt fit together.
     kept = 0
-    for free in (20_000, 40_000, 80_000, 160_000, 320_000, 640_000, 1_280_000):
+    for free in (20_000, 80_000, 320_000, 1_280_000):
         monkeypatch.setattr(chunks, "working_memory", lambda *_, free=free: free)
         try:
             found = run(network, named_prompts)

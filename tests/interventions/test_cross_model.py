@@ -14,7 +14,7 @@ from oracle import Oracle, Prompt, key_of, prompts_of
 from places import sites
 
 FEW = settings(
-    max_examples=15, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=10, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 WORDS = ["heads", "q", "k", "v", "keys", "pattern", "values", "attention", "mlps", "residual"]
 

@@ -14,7 +14,7 @@ from neuroplast.tasks.prompts import PromptSet
 from oracle import Oracle, attribution, path_effect, prompts_of
 
 FEW = settings(
-    max_examples=6, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=4, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 
 

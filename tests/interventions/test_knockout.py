@@ -12,7 +12,7 @@ from neuroplast.tasks.prompts import PromptSet
 from oracle import Oracle, path_effect, prompts_of
 
 FEW = settings(
-    max_examples=8, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=6, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 positions = st.sampled_from([None, "a", "end"])
 heads = st.builds(Node, st.just("head"), st.sampled_from(range(3)), st.sampled_from(range(4)), positions)

@@ -15,7 +15,7 @@ from oracle import Oracle, path_effect, prompts_of
 LAYERS, HEADS = range(3), range(4)
 POSITIONS = st.sampled_from([None, "a", "b", "end", "4"])
 FEW = settings(
-    max_examples=12, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=8, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 
 heads = st.builds(Node, st.just("head"), st.sampled_from(LAYERS), st.sampled_from(HEADS), POSITIONS)
