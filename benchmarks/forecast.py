@@ -149,7 +149,8 @@ def main() -> None:
     total = sum(planned.values()) / sum(actual.values())
     print(f"\n{'together':30} {sum(planned.values()):8.1f}s {sum(actual.values()):8.1f}s   {total:.2f}")
     print(f"memory: forecast {show_size(found.memory)}, actual {show_size(peak)}")
-    print(f"disk: forecast {show_size(study.disk)}, actual {show_size(disk)}")
+    if not given.stages:
+        print(f"disk: forecast {show_size(study.disk)}, actual {show_size(disk)}")
     document = {
         "model": given.model,
         "preset": given.preset,

@@ -14,6 +14,8 @@ from neuroplast.storage import LOCK, disk_errors, load_json, make_folder, write_
 
 PATIENCE = 60.0
 """Seconds to wait for a worker that still writes a stage: one whose driver died is stopped by then."""
+FOREVER = -1.0
+"""For a folder that another process of the same study has work in, however long that takes."""
 
 
 @contextmanager
@@ -24,7 +26,7 @@ def writing(folder: Path, wait: float = 0) -> Generator[None]:
 
     Args:
         folder: the folder; made where it is missing, and gone again where the block fails and left nothing.
-        wait: seconds to wait for another process to end.
+        wait: seconds to wait for another process to end, or `FOREVER`.
 
     Raises:
         InputError: when another process holds it, or another part of this one.

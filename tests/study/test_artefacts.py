@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import threading
 import time
 from itertools import count
 from pathlib import Path
@@ -16,9 +17,10 @@ from neuroplast.errors import InputError, StorageError
 from neuroplast.locks import writing
 from neuroplast.observer import Silent
 from neuroplast.storage import LOCK
-from neuroplast.study import StudyConfig, build_config, build_plan, run_study
+from neuroplast.study import StudyConfig, build_config, build_plan, run_study, stage_runner
 from neuroplast.study.artefacts import Artefacts
 from neuroplast.study.pruning import prune_checkpoints
+from neuroplast.study.stage_runner import StageRunner
 
 POISONED, RECOVERED = "poisoned/subject_duplication", "recovered/subject_duplication"
 SETTINGS = {
@@ -226,6 +228,31 @@ def test_a_checkpoint_goes_only_when_nothing_is_made_from_it_any_more(run: Path)
     assert there() == {"base", POISONED, RECOVERED}
     prune_checkpoints(run, config, stages, [stage.id for stage in stages])
     assert there() == set() and len(everything) == 5
+
+
+def test_a_parent_that_another_child_trains_again_is_waited_for(run: Path, monkeypatch: pytest.MonkeyPatch):
+    stages = build_plan(settings())
+    prune_checkpoints(run, settings(keep="none"), stages, [stage.id for stage in stages])
+    before = (run / "stages" / RECOVERED / "effects.safetensors").read_bytes()
+    shutil.rmtree(run / "stages" / RECOVERED)
+    held, former = threading.Event(), StageRunner._load_stage
+
+    def hold() -> None:
+        with writing(run / "stages" / POISONED):
+            held.set()
+            time.sleep(1)
+
+    def load_stage(self: StageRunner, stage_id: str):
+        if stage_id == POISONED and not held.is_set():
+            monkeypatch.setattr(stage_runner, "PATIENCE", 0.1)
+            threading.Thread(target=hold).start()
+            held.wait()
+        return former(self, stage_id)
+
+    monkeypatch.setattr(StageRunner, "_load_stage", load_stage)
+    again(run)
+    assert held.is_set()
+    assert (run / "stages" / RECOVERED / "effects.safetensors").read_bytes() == before
 
 
 def test_two_never_write_one_folder(run: Path):

@@ -38,17 +38,17 @@ GUESSED = frozenset({FOLLOWING, DISCOVERY, JUDGING, COMPARING, LOOKING, REPORT})
 """Activities whose counts are not known beforehand."""
 
 # Fitted, as ratios of what a study took to the pieces timed in the same process.
-BEGINNING = 10.0
+BEGINNING = 5.0
 """Of a training, in pieces of plain Python."""
 SAVED = 4.0
 """Writing a save of a training, weights and two moments, in hashes of the weights."""
-ROLES, NOTED = 0.7, 2.0
+ROLES, NOTED = 0.7, 1.0
 """What following measures of base's circuit beside the heads, in patchings of all heads; and pieces of Python."""
-SCREENED, SEARCHED, SEARCHED_ALL = 32, 12.0, 35.0
+SCREENED, SEARCHED, SEARCHED_ALL = 32, 12.0, 50.0
 """Searching a circuit, in patchings of all heads on all prompts; from so many prompts on a screening cuts most."""
-TALKED = 10.0
+TALKED = 4.0
 """What a search does whatever the prompts (roles, stability), in pieces of plain Python."""
-JUDGED_SETS, JUDGED_CALLS, INSIDE_CALLS = 150, 20.0, 2.0
+JUDGED_SETS, JUDGED_CALLS, INSIDE_CALLS = 150, 9.0, 1.0
 """Sets of heads that a judgement asks for beside random ones, and pieces of plain Python; those of another circuit."""
 TWINS = 1.5
 """Measuring a twin, in the passes and patchings that it is made of."""
@@ -58,9 +58,9 @@ LEDGER, LEDGER_OF_A_TWIN, PROFILES = 16.0, 8.0, 2
 """Splitting a change over the weights, in gradients: the stage's, that of a twin, and twins that are split."""
 COMPARED = 20.0
 """What a comparison does whatever the prompts, in pieces of plain Python."""
-LOOKED, SEEN = 6.0, 2.0
+LOOKED, SEEN = 6.0, 0.7
 """Looking at heads, in passes and pieces of plain Python."""
-DRAWN_ONCE, DRAWN_A_STAGE = 35.0, 9.0
+DRAWN_ONCE, DRAWN_A_STAGE = 16.0, 4.5
 """The report, and each stage of it, in pieces of plain Python."""
 SUMMED = 2.0
 """Numbers of a point with their intervals, in pieces of plain Python."""

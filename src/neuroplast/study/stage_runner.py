@@ -16,7 +16,7 @@ import numpy as np
 
 from neuroplast.circuits.evaluate import estimate_document
 from neuroplast.errors import StorageError
-from neuroplast.locks import PATIENCE, writing
+from neuroplast.locks import FOREVER, PATIENCE, writing
 from neuroplast.models.network import Network
 from neuroplast.models.sources import weights_sha256
 from neuroplast.plasticity.restoration import similarity
@@ -123,7 +123,8 @@ class StageRunner:
         stage = context.stage(stage_id)
         folder = context.folder(stage)
         if not (folder / "checkpoint").is_dir():
-            with writing(folder, wait=PATIENCE):
+            # Another of its children may be at it, which takes as long as a training.
+            with writing(folder, wait=FOREVER):
                 artefacts = Artefacts(context.out, stage_id)
                 artefacts.check({each: Artefacts(context.out, each).digest for each in stage.needs})
                 self._train(stage)
