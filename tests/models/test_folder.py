@@ -159,9 +159,16 @@ REFUSED: dict[str, tuple[str, Callable[[Trap], object]]] = {
         "outside of the folder",
         lambda t: t.change("tokenizer_config.json", merges_file="../outside/config.json"),
     ),
-    "tokenizer files elsewhere": (
-        "outside of the folder",
-        lambda t: t.change("tokenizer_config.json", fast_tokenizer_files=["../outside/tokenizer.json"]),
+    "another tokenizer": (
+        "fast_tokenizer_files names another tokenizer",
+        lambda t: t.change("tokenizer_config.json", fast_tokenizer_files=["tokenizer.4.0.0.json"]),
+    ),
+    "another configuration": (
+        "configuration_files names another configuration",
+        lambda t: (
+            t.link("config.4.0.0.json", "config.json"),
+            t.change("config.json", configuration_files=["config.4.0.0.json"]),
+        ),
     ),
     "arguments of a tokenizer": (
         "init_inputs",

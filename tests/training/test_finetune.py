@@ -213,6 +213,7 @@ def test_what_a_kill_left_beside_a_save_is_not_taken_for_one(tmp_path: Path, exa
         ("state.json", b"[]"),
         ("optimizer.safetensors", b""),
         ("model.safetensors", None),
+        ("config.json", b'{"model_type": "gpt2", "attn_implementation": "evil/x"}'),
     ],
 )
 def test_a_save_that_is_damaged_is_said_and_the_training_begins_anew_to_the_same_weights(
@@ -233,6 +234,15 @@ def test_a_save_that_is_damaged_is_said_and_the_training_begins_anew_to_the_same
     finetune(again, examples, config, tmp_path / "run", say=said.append)
     assert len(said) == 1 and "is damaged" in said[0] and said[0].endswith("the training begins anew")
     assert weights_sha256(again) == weights_sha256(whole)
+
+
+def test_a_link_that_leads_out_of_the_folder_is_not_written_through(tmp_path: Path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "t").mkdir()
+    (tmp_path / "t" / "resume").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(InputError, match=r"--out .* holds the link resume, which leads out of it"):
+        train(load_model("tiny"), tmp_path / "t", FinetuneConfig(1), n_train=16)
+    assert not list((tmp_path / "elsewhere").iterdir())
 
 
 def test_a_last_step_that_diverges_is_told_and_nothing_is_written(tmp_path: Path, examples: list[Example]):

@@ -130,6 +130,7 @@ def _check_index(index: Mapping[str, Any], folder: Path | None) -> None:
 
 
 def _check_config(config: Mapping[str, Any]) -> None:
+    _require_none(config, "configuration_files", "another configuration, which is read instead")
     if (weights := config.get("transformers_weights")) is not None:
         _plain_name(weights)
     for name, value in _entries(config):
@@ -146,8 +147,8 @@ def _check_config(config: Mapping[str, Any]) -> None:
 
 def _check_tokenizer(config: Mapping[str, Any], folder: Path) -> None:
     """A tokenizer's configuration names files and arguments; such as older versions wrote there lead nowhere."""
-    if config.get("init_inputs"):
-        raise ValueError("it has init_inputs, which name what else is read; remove that entry")
+    _require_none(config, "init_inputs", "what else is read")
+    _require_none(config, "fast_tokenizer_files", "another tokenizer, which is read instead")
     for name, value in _entries(config):
         for each in value if isinstance(value, list) else [value]:
             if not name.endswith(("_file", "_files")) or not isinstance(each, str):
@@ -155,6 +156,16 @@ def _check_tokenizer(config: Mapping[str, Any], folder: Path) -> None:
             end = Path(os.path.realpath(folder / each))
             if not end.is_relative_to(os.path.realpath(folder)) and end.exists():
                 raise ValueError(f"{name[:40]} is {each[:60]!r}, which is outside of the folder; remove that entry")
+
+
+def _require_none(config: Mapping[str, Any], name: str, what: str) -> None:
+    """An entry that leads a library to what is not looked at here.
+
+    Raises:
+        ValueError: it is there.
+    """
+    if config.get(name):
+        raise ValueError(f"its {name} names {what}; remove that entry")
 
 
 def _entries(value: Any) -> Iterator[tuple[str, Any]]:

@@ -16,12 +16,13 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from neuroplast.errors import InputError, StorageError, first_line
+from neuroplast.models.folder import check_folder
 from neuroplast.models.network import Network
 from neuroplast.models.sources import quiet_transformers
 from neuroplast.storage import atomic_folder, hash_state, load_json, load_tensors, write_json, write_tensors
 from neuroplast.training.data import Example
 
-EXPECTED = (SafetensorError, OSError, LookupError, ValueError, TypeError, AttributeError, RuntimeError)
+EXPECTED = (SafetensorError, OSError, ImportError, LookupError, ValueError, TypeError, AttributeError, RuntimeError)
 """What the libraries say of a folder whose files are damaged."""
 
 
@@ -103,6 +104,7 @@ def restore(module: PreTrainedModel, optimizer: torch.optim.Optimizer, folder: P
         StorageError: a file of it is missing or damaged; the weights are as they were then.
     """
     try:
+        check_folder(folder)
         history = list(load_json(folder / "state.json")["history"])
         if history[-1]["step"] != int(folder.name.removeprefix("step-")):
             raise ValueError("its history ends at another step")
@@ -118,7 +120,7 @@ def restore(module: PreTrainedModel, optimizer: torch.optim.Optimizer, folder: P
             index, name = key.split(".")
             moments.setdefault(int(index), {})[name] = value.clone()
         optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
-    except (*EXPECTED, StorageError) as error:
+    except (*EXPECTED, InputError, StorageError) as error:
         raise StorageError(f"{folder} is damaged: {first_line(error)}") from error
     module.load_state_dict(saved)
     return history

@@ -6,6 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from neuroplast.behaviour import measure_behaviour
+from neuroplast.links import require_inside
 from neuroplast.locks import writing
 from neuroplast.models.network import Network
 from neuroplast.processes import join
@@ -60,6 +61,7 @@ def train(
         prompts = chosen.prompts(model, PROBE_PROMPTS, config.seed, split="eval")
         examples = build_examples(model.tokenizer, pairs)
     with ExitStack() as stack:
+        processes.by_main(lambda: require_inside(out, "--out"))
         processes.by_main(lambda: stack.enter_context(writing(out)))
         finetune(model, examples, config, out, probe=behaviour_probe(prompts), progress=progress, say=say)
         processes.by_main(lambda: write_jsonl(out / "pairs.jsonl", map(asdict, pairs)))
