@@ -17,6 +17,9 @@ PATIENCE = 60.0
 FOREVER = -1.0
 """For a folder that another process of the same study has work in, however long that takes."""
 
+OTHER_FILES = 512
+"""Files that a process has open beside its locks."""
+
 
 @contextmanager
 def writing(folder: Path, wait: float = 0) -> Generator[None]:
@@ -50,6 +53,17 @@ def writing(folder: Path, wait: float = 0) -> Generator[None]:
         raise
     finally:
         lock.release()
+
+
+def allow_locks(n: int) -> None:
+    """Lets this process hold so many folders, each with a file that is open, as far as the system permits."""
+    with suppress(ImportError):  # elsewhere than on Unix there is no such limit
+        import resource
+
+        few, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        needed = n + OTHER_FILES if most == resource.RLIM_INFINITY else min(n + OTHER_FILES, most)
+        if few != resource.RLIM_INFINITY and few < needed:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (needed, most))
 
 
 @contextmanager

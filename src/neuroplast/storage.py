@@ -305,7 +305,13 @@ def load_metadata(path: Path) -> dict[str, str]:
 
 
 def hash_file(path: Path) -> str:
-    """The SHA-256 of a file, in hexadecimal."""
+    """The SHA-256 of a file, in hexadecimal.
+
+    Raises:
+        StorageError: it is no regular file: reading a pipe would not end.
+    """
+    if not path.is_file():
+        raise StorageError(f"could not read {path}: it is no regular file")
     with path.open("rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 

@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import resource
 import shutil
 import signal
 import tomllib
@@ -11,13 +13,13 @@ from typing import Any
 import psutil
 import pytest
 
-from forked import die_in
+from forked import die_in, run_forked
 from left_out import without_report, without_shape_checks
 from neuroplast.errors import InputError
-from neuroplast.locks import writing
+from neuroplast.locks import allow_locks, writing
 from neuroplast.observer import Silent
-from neuroplast.study import build_config, run_study
-from neuroplast.study.artefacts import ARTEFACTS
+from neuroplast.study import artefacts, build_config, jobs, run_study
+from neuroplast.study.artefacts import ARTEFACTS, Artefacts
 from neuroplast.study.cluster import BESIDE, Cluster, resources
 from neuroplast.study.grid import build_grid, run_grid, write_grid
 from neuroplast.study.jobs import Cell, Inline, Job, Worker, run_cells
@@ -219,6 +221,62 @@ def test_a_stage_that_fails_ends_its_cell_alone(tmp_path: Path, monkeypatch: pyt
     ]
 
 
+def test_what_cannot_be_handed_over_or_tidied_up_ends_its_cell_alone(finished: Path, monkeypatch: pytest.MonkeyPatch):
+    class Refusing(Inline):
+        def submit(self, job: Job) -> None:
+            if job.cell.name == NAMES[0]:
+                raise InputError("it needs a machine that is not there")
+            super().submit(job)
+
+    def fail(out: Path, *others: Any, **more: Any) -> None:
+        if out.name == NAMES[1]:
+            raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(jobs, "prune_checkpoints", fail)
+    listening = Listening()
+    result = run_grid(build_grid(GRID, finished, {}), finished, Refusing(listening, ""), listening)
+    assert [cell["status"] for cell in result["cells"]] == ["failed", "failed", "finished", "finished"]
+    assert [cell["why"] for cell in result["cells"][:2]] == [
+        "it needs a machine that is not there",
+        "OSError: [Errno 5] Input/output error",
+    ]
+
+
+def test_what_no_cell_keeps_is_gone_when_all_are_finished(tmp_path: Path):
+    out = tmp_path / "grid"
+    result = run_inline({**LIGHT, "keep": "none", "grid": {"rates": [0.5, 1.0]}}, out)
+    assert [cell["status"] for cell in result["cells"]] == ["finished", "finished"]
+    assert len(list(out.rglob("effects.safetensors"))) == 10 and not list(out.rglob("model.safetensors"))
+
+
+def test_a_stage_that_was_half_taken_over_is_taken_over_anew(finished: Path, tmp_path: Path):
+    source, target = (Artefacts(out, "tuned") for out in (finished / "cells" / NAMES[0], tmp_path / "run"))
+    target.folder.mkdir(parents=True)
+    (tmp_path / "run" / "prompts").mkdir()
+    die_in(artefacts, "_take_over", 4, lambda: target.adopt(source))
+    assert (target.folder / "checkpoint").is_dir() and not (target.folder / "training.json").exists()
+    again = Artefacts(tmp_path / "run", "tuned")
+    again.adopt(source)
+    assert again.check({}) is None and again.files == source.files
+    assert all((tmp_path / "run" / name).is_file() for name in source.files)
+
+
+def test_as_many_files_may_be_open_as_a_grid_has_cells(tmp_path: Path):
+    def work() -> None:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (64, 2000))
+        allow_locks(400)
+        assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] > 400
+        allow_locks(10**6)
+        assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] == 2000
+
+    assert run_forked(work, tmp_path)[0] == 0
+
+
+def test_two_never_run_one_grid(finished: Path):
+    with writing(finished), pytest.raises(InputError, match="is being written by another process"):
+        run_inline(GRID, finished)
+
+
 def test_two_never_run_one_cell(finished: Path):
     listening = Listening()
     with writing(finished / "cells" / NAMES[0]):
@@ -256,6 +314,12 @@ def test_a_cluster_gives_the_same_summaries_also_when_a_worker_is_killed(finishe
             InputError, match=r"needs 64 cores, 0 GPUs and 1\.0 GiB of memory, which this machine does not"
         ):
             cluster.submit(Job(Cell("wide", build_config("smoke", {"threads": 64}), tmp_path / "wide"), "base"))
+        with pytest.raises(InputError, match="device 'cuda:1' is one of many; use cuda"):
+            cluster.submit(
+                Job(Cell("second", build_config("smoke", {"device": "cuda:1"}), tmp_path / "second"), "base")
+            )
+        cluster.submit(Job(grid.cells[0], "no such stage"))
+        assert re.fullmatch("no such stage could not be run: ValueError: .+", str(cluster.wait().error))
         assert run_cells(grid.cells, cluster, killing) == {}
     assert killed
     assert summaries(out) == summaries(finished)

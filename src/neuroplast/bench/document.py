@@ -70,6 +70,7 @@ def load_document(path: Path) -> dict[str, Any]:
             and isinstance(document["date"], str)
             and document["rate"]["operations_a_second"] > 0
             and all({"name", "what", "seconds", "over_floor"} <= set(row) for row in document["rows"])
+            and all(row["seconds"] is None or row["seconds"] > 0 for row in document["rows"])
             and isinstance(document["model"]["name"], str)
         )
     except (KeyError, TypeError):

@@ -9,7 +9,7 @@ from typing import Any
 
 from neuroplast.bench.job import Alternating, Job, Missing, PeerTime
 from neuroplast.bench.rate import matrix_rate, timed
-from neuroplast.errors import InputError
+from neuroplast.errors import NeuroplastError
 from neuroplast.models.network import Network
 from neuroplast.observer import Observer
 
@@ -69,7 +69,7 @@ def measure_peers(clocks: Mapping[str, Clock], observer: Observer) -> None:
         elif clock.failed is None:
             try:
                 clock.peer = peer.measure(clock.found)
-            except InputError as error:
+            except NeuroplastError as error:
                 clock.peer = Missing(str(error))
 
 
@@ -77,7 +77,7 @@ def _run(clock: Clock, work: Callable[[], None]) -> None:
     if clock.failed is None:
         try:
             work()
-        except InputError as error:
+        except NeuroplastError as error:
             clock.failed = str(error)
 
 

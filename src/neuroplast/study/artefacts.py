@@ -108,7 +108,7 @@ class Artefacts:
             elif not path.is_file():
                 self._again.add(name)
                 # Who needs the room may remove checkpoints: nothing is made from them any more, or they are made again.
-                found["gone"] += [] if CHECKPOINT in Path(name).parts else [name]
+                found["gone"] += [] if CHECKPOINT in Path(name).parts and not path.parent.is_dir() else [name]
         for name in (*found["damaged"], *found["gone"]):
             self._remove(name)
         self._write()  # whatever is made from now on is made from these
@@ -166,8 +166,12 @@ class Artefacts:
         Raises:
             StorageError: when the disk refuses.
         """
-        if not other.files or any(entry.name != LOCK for entry in self.folder.iterdir()):
+        if self._document["forgotten"]:
+            self.forget()  # a kill came in between
+        if not other.files or self.files or any(entry.name not in (LOCK, ARTEFACTS) for entry in self.folder.iterdir()):
             return
+        self._document["forgotten"] = True  # until all of it is here
+        self._write()
         with disk_errors(self.folder):
             if other._pairs.is_file():
                 self._pairs.parent.mkdir(exist_ok=True)

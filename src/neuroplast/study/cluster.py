@@ -10,6 +10,7 @@ import logging
 import os
 import socket
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from types import TracebackType
@@ -55,7 +56,7 @@ def _worker(command: str) -> tuple[Worker, _Lines]:
 
 
 def run_job(
-    settings: str, out: str, stage_id: str | None, like: str | None, command: str
+    settings: str, out: str, stage_id: str | None, like: str | None, command: str, folder: str
 ) -> tuple[list[str], list[str]]:
     """Runs a job in a worker's process; see `Worker.run`.
 
@@ -65,10 +66,13 @@ def run_job(
         stage_id: the stage; None for what comes after the last.
         like: a run directory to take the stage from.
         command: the command line, for the manifest.
+        folder: where the driver is: models and tasks may be paths relative to it.
 
     Returns:
         What was said; the kind and the message of the error that it failed with, or nothing.
     """
+    with suppress(OSError):  # a node without it has models of the hub, say
+        os.chdir(folder)
     worker, lines = _worker(command)
     error = worker.run(StudyConfig.model_validate_json(settings), Path(out), stage_id, Path(like) if like else None)
     said, lines.lines = lines.lines, []
@@ -134,6 +138,8 @@ class Cluster:
     def submit(self, job: Job) -> None:
         """Hands a job over; one that no node can take waits for a node that can, which is said."""
         config = job.cell.config
+        if config.device not in ("cpu", "cuda", "cuda:0"):  # a task sees no other GPU than its own
+            raise InputError(f"{job.name}: device {config.device!r} is one of many; use cuda, and each stage takes one")
         needs = resources(config, job.cell.out)
         self._tell_what_waits(job, needs)
         options = {"num_cpus": needs["CPU"], "num_gpus": needs["GPU"], "memory": needs["memory"]}
@@ -143,6 +149,7 @@ class Cluster:
             job.stage,
             str(job.like.resolve()) if job.like else None,
             self._command,
+            str(Path.cwd()),
         )
         self._running[task] = job
 
@@ -160,7 +167,10 @@ class Cluster:
         try:
             said, failed = self._ray.get(ready[0])
         except self._ray.exceptions.RayError as lost:
-            return Done(job, error=NeuroplastError(f"{job.stage or FINISH} could not be run: {first_line(lost)}"))
+            # What a program error says stands behind Ray's own; a worker that was lost has none.
+            cause = getattr(lost, "cause", None)
+            why = f"{type(cause).__name__}: {first_line(cause)}" if cause else first_line(lost)
+            return Done(job, error=NeuroplastError(f"{job.stage or FINISH} could not be run: {why}"))
         error = getattr(errors, failed[0], NeuroplastError)(failed[1]) if failed else None
         return Done(job, said, error)
 

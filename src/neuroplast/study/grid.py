@@ -26,9 +26,10 @@ from typing import Any, cast, get_origin
 import tomli_w
 
 from neuroplast.errors import InputError, NeuroplastError, unknown_name
+from neuroplast.locks import writing
 from neuroplast.observer import Observer
 from neuroplast.report import write_runs_page
-from neuroplast.storage import hash_text, is_begun, load_json, make_folder, write_json, write_text
+from neuroplast.storage import hash_text, is_begun, load_json, write_json, write_text
 from neuroplast.study.jobs import Backend, Cell, run_cells
 from neuroplast.study.outcome import SUMMARY
 from neuroplast.study.plan import StudyConfig, build_config
@@ -122,13 +123,13 @@ def run_grid(grid: Grid, out: Path, backend: Backend, observer: Observer) -> dic
         its stages, what came back, and its claims.
 
     Raises:
-        InputError: `out` holds something else.
+        InputError: `out` holds something else, or another process writes it.
         StorageError: the disk refused.
     """
     is_begun(out, SETTINGS, "grid")
-    make_folder(out)
-    write_text(out / SETTINGS, tomli_w.dumps(grid.document))
-    failed = run_cells(grid.cells, backend, observer)
+    with writing(out):
+        write_text(out / SETTINGS, tomli_w.dumps(grid.document))
+        failed = run_cells(grid.cells, backend, observer)
     rows = [_row(cell, values, failed.get(cell.name)) for cell, values in zip(grid.cells, grid.values, strict=True)]
     return {"schema": SCHEMA, "n_cells": len(rows), "n_failed": len(failed), "cells": rows}
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Protocol
 
 from neuroplast.errors import NeuroplastError, first_line
-from neuroplast.locks import writing
+from neuroplast.locks import allow_locks, writing
 from neuroplast.observer import Observer
 from neuroplast.study.manifest import load_manifest
 from neuroplast.study.outcome import finish_study
@@ -121,6 +121,7 @@ def run_cells(cells: Sequence[Cell], backend: Backend, observer: Observer) -> di
     running: dict[Job, _Progress] = {}
     made_at: dict[str, Path] = {}
     done = 0
+    allow_locks(len(cells))
     with ExitStack() as stack:
         for each in progress:
             try:
@@ -131,8 +132,12 @@ def run_cells(cells: Sequence[Cell], backend: Backend, observer: Observer) -> di
                 observer.say(f"{each.cell.name}: {error}")
         while True:
             for mine, job in _ready(progress, made_at, running):
-                running[job] = mine
-                backend.submit(job)
+                try:
+                    backend.submit(job)
+                    running[job] = mine
+                except NeuroplastError as error:
+                    mine.error = error
+                    observer.say(str(error))
             if not running:
                 return {each.cell.name: each.error for each in progress if each.error is not None}
             observer.stage(backend.status(), done, total)
@@ -143,9 +148,9 @@ def run_cells(cells: Sequence[Cell], backend: Backend, observer: Observer) -> di
                 observer.say(f"{ended.job.cell.name}: {line}")
             try:
                 _take(mine, ended, made_at, progress)
-            except NeuroplastError as error:
-                mine.error = error
-                observer.say(f"{ended.job.cell.name}: {error}")
+            except (NeuroplastError, OSError) as error:
+                mine.error = _told(error)
+                observer.say(f"{ended.job.cell.name}: {mine.error}")
 
 
 def _begin(cell: Cell) -> _Progress:
@@ -159,11 +164,14 @@ def _take(mine: _Progress, done: Done, made_at: dict[str, Path], progress: Seque
     if done.error is not None or stage_id is None:
         mine.error = done.error or mine.error
         return
+    key = mine.keys[stage_id]
     mine.made.append(stage_id)
-    made_at.setdefault(mine.keys[stage_id], mine.cell.out)
+    made_at.setdefault(key, mine.cell.out)
     load_manifest(mine.cell.out).gather(mine.stages)
-    awaited = {each for each, key in mine.keys.items() if any(other.needs(each, key) for other in progress)}
-    prune_checkpoints(mine.cell.out, mine.cell.config, mine.stages, mine.made, spared=awaited)
+    for each in progress:  # whoever has it made may have kept it for this one
+        if each.error is None and each.keys.get(stage_id) == key and stage_id in each.made:
+            awaited = {name for name, own in each.keys.items() if any(other.needs(name, own) for other in progress)}
+            prune_checkpoints(each.cell.out, each.cell.config, each.stages, each.made, spared=awaited)
 
 
 def _ready(
@@ -199,6 +207,13 @@ def stage_key(config: StudyConfig, stage: Stage) -> str:
     return json.dumps([stage.id, settings], sort_keys=True)
 
 
+def _told(error: Exception) -> NeuroplastError:
+    """What a machine or a model did, as one of ours."""
+    return (
+        error if isinstance(error, NeuroplastError) else NeuroplastError(f"{type(error).__name__}: {first_line(error)}")
+    )
+
+
 class Worker:
     """Runs jobs in this process; keeps the last study at hand."""
 
@@ -226,10 +241,8 @@ class Worker:
                     finish_study(runner)
                 else:
                     runner.run(runner.context.stage(stage_id), like)
-        except NeuroplastError as error:
-            return error
-        except EXPECTED as error:
-            return NeuroplastError(f"{type(error).__name__}: {first_line(error)}")
+        except (NeuroplastError, *EXPECTED) as error:
+            return _told(error)
         return None
 
     def _runner(self, config: StudyConfig, out: Path, is_first: bool) -> StageRunner:

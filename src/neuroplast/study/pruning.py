@@ -36,17 +36,22 @@ def prune_checkpoints(
         users = [other.id for other in stages if stage.id == "base" or other.parent == stage.id]
         ends = config.keep == "none" and set(users) <= set(made)
         points = stage.points if ends else stage.points[:-1]
-        with writing(out / stage.folder, wait=PATIENCE):
-            Artefacts(out, stage.id).remove_checkpoints(f"{point.folder}/{CHECKPOINT}" for point in points)
+        there = [name for point in points if (out / (name := f"{point.folder}/{CHECKPOINT}")).is_dir()]
+        if there:
+            with writing(out / stage.folder, wait=PATIENCE):
+                Artefacts(out, stage.id).remove_checkpoints(there)
 
 
 def checkpoints_at_once(config: StudyConfig, stages: Sequence[Stage], out: Path) -> int:
     """How many checkpoints a run directory still has to take at the same time, in sizes of the model's weights.
 
-    An interrupted training's folder, with weights and two moments, lies beside the next one while that is written.
+    An interrupted training's folder, with weights and two moments, lies beside the next one while that is written. What
+    was removed on purpose does not count: hardly ever is it made again.
     """
     points = [point for stage in stages for point in (stage.points if config.keep == "all" else stage.points[-1:])]
-    missing = sum(not (out / point.folder / CHECKPOINT).is_dir() for point in points)
+    removed = {name for stage in stages for name in Artefacts(out, stage.id).removed}
+    names = [f"{point.folder}/{CHECKPOINT}" for point in points]
+    missing = sum(name not in removed and not (out / name).is_dir() for name in names)
     rungs = 0 if config.keep == "all" else max(len(stage.points) for stage in stages) - 1
     if config.keep == "none":
         missing = min(missing, 2 + len(config.poisons))

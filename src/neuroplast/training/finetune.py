@@ -140,7 +140,7 @@ def finetune(
         TrainingDivergedError: the loss stopped being a number; the last save, a good
             checkpoint, stays in `folder/resume`.
         InputError: `folder` holds a run with other settings, examples or starting weights; a part of the weights that
-            is not there; weight decay where only some weights may change.
+            is not there; weight decay where only some weights may change; a GPU that is not the first.
     """
     settings = asdict(config) | ({} if only is None else {"only": sorted(map(str, only))})
     with _freed(model, config, only):
@@ -161,6 +161,11 @@ def _finetune(
 ) -> None:
     module = model.module
     processes = join(str(module.device))
+    if processes.count == 1 and (module.device.index or 0) > 0:
+        raise InputError(
+            f"training takes the first GPU that it sees, not {module.device}: give --device cuda, with "
+            f"CUDA_VISIBLE_DEVICES={module.device.index} in the environment"
+        )
     if config.batch_size < processes.count:
         raise InputError(
             f"batch_size {config.batch_size} is less than the {processes.count} processes, which share a batch; "
@@ -252,6 +257,8 @@ def _train(
             max_grad_norm=config.max_grad_norm,
             seed=config.seed % 2**32,
         )
+        # Else the Trainer spreads a batch over all GPUs, and its places not.
+        arguments._n_gpu = min(arguments.n_gpu, 1)  # pyright: ignore[reportPrivateUsage]
         trainer = _PlacesTrainer(model=module, args=arguments, optimizers=(optimizer, scheduler), callbacks=[follower])
         trainer.remove_callback(PrinterCallback)
         trainer.loader = DataLoader(
