@@ -149,8 +149,17 @@ def _timed(work: Callable[[], object]) -> float:
 
 
 def _timed_once(work: Callable[[], Result]) -> tuple[Result, float]:
+    _settle()
     started = time.perf_counter()
-    return work(), time.perf_counter() - started
+    done = work()
+    _settle()
+    return done, time.perf_counter() - started
+
+
+def _settle() -> None:
+    """Waits for what a GPU has yet to do."""
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
 
 
 def _train(model: Network, task: Task, config: StudyConfig, n_pairs: int) -> tuple[float, float]:
