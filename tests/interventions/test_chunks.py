@@ -40,7 +40,7 @@ def test_a_tight_budget_changes_nothing(network: Network, named_prompts: PromptS
     whole = run(network, named_prompts)
     # From so little that hardly two copies of one prompt fit together.
     kept = 0
-    for free in (20_000, 80_000, 320_000, 1_280_000):
+    for free in (20_000, 160_000, 640_000, 1_280_000):
         monkeypatch.setattr(chunks, "working_memory", lambda *_, free=free: free)
         try:
             found = run(network, named_prompts)

@@ -290,7 +290,9 @@ def test_a_stage_says_what_it_needs(finished: Path, tmp_path: Path):
     assert resources(config, tmp_path) == {"CPU": 3, "GPU": 1, "memory": BESIDE}
     cell = finished / "cells" / NAMES[0]
     weights = (cell / "stages/base/checkpoint/model.safetensors").stat().st_size
-    assert resources(build_config("smoke", {}), cell) == {"CPU": 1, "GPU": 0, "memory": BESIDE + 5 * weights}
+    own = build_config("smoke", {"model": str(cell / "stages/base/checkpoint")})
+    for config, out in ((build_config("smoke", {}), cell), (own, tmp_path)):
+        assert resources(config, out) == {"CPU": 1, "GPU": 0, "memory": BESIDE + 5 * weights}
 
 
 def test_a_cluster_gives_the_same_summaries_also_when_a_worker_is_killed(finished: Path, tmp_path: Path):

@@ -201,11 +201,14 @@ def resources(config: StudyConfig, out: Path) -> dict[str, int]:
 
     Args:
         config: the study's settings.
-        out: its run directory; where base is there, its size tells the memory.
+        out: its run directory; base's checkpoint, or the model's own folder, tells the memory.
     """
-    weights = sum(file.stat().st_size for file in (out / "stages/base/checkpoint").glob("*.safetensors"))
+    sizes = [
+        sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+        for folder in (out / "stages/base/checkpoint", Path(config.model))
+    ]
     return {
         "CPU": max(config.threads, 1),
         "GPU": int(config.device.startswith("cuda")),
-        "memory": WEIGHTS_HELD * weights + BESIDE,
+        "memory": WEIGHTS_HELD * max(sizes) + BESIDE,
     }
