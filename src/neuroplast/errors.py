@@ -62,6 +62,11 @@ def first_line(error: object) -> str:
     return (str(error).strip() or type(error).__name__).split("\n")[0]
 
 
+def named_line(error: BaseException) -> str:
+    """The same behind the error's kind, which a person who reads it needs where nothing else tells what happened."""
+    return f"{type(error).__name__}: {first_line(error)}"
+
+
 def one_line(error: object) -> str:
     """All that an error of another library says, which may quote a file, in one line of a bearable length."""
     said = " ".join(str(error).split()) or type(error).__name__

@@ -18,7 +18,7 @@ from typing import Any, Self
 from urllib.parse import urlsplit
 
 from neuroplast import errors
-from neuroplast.errors import InputError, NeuroplastError, first_line
+from neuroplast.errors import InputError, NeuroplastError, first_line, named_line
 from neuroplast.memory import reuse_freed_memory, show_size
 from neuroplast.observer import Observer, Silent
 from neuroplast.study.jobs import FINISH, Done, Job, Worker
@@ -169,7 +169,7 @@ class Cluster:
         except self._ray.exceptions.RayError as lost:
             # What a program error says stands behind Ray's own; a worker that was lost has none.
             cause = getattr(lost, "cause", None)
-            why = f"{type(cause).__name__}: {first_line(cause)}" if cause else first_line(lost)
+            why = named_line(cause) if cause else first_line(lost)
             return Done(job, error=NeuroplastError(f"{job.stage or FINISH} could not be run: {why}"))
         error = getattr(errors, failed[0], NeuroplastError)(failed[1]) if failed else None
         return Done(job, said, error)

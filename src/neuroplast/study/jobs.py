@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from neuroplast.errors import NeuroplastError, first_line
+from neuroplast.errors import NeuroplastError, named_line
 from neuroplast.locks import allow_locks, writing
 from neuroplast.observer import Observer
 from neuroplast.study.manifest import load_manifest
@@ -168,10 +168,11 @@ def _take(mine: _Progress, done: Done, made_at: dict[str, Path], progress: Seque
     mine.made.append(stage_id)
     made_at.setdefault(key, mine.cell.out)
     load_manifest(mine.cell.out).gather(mine.stages)
+    awaited = {own for each in progress for name, own in each.keys.items() if each.needs(name, own)}
     for each in progress:  # whoever has it made may have kept it for this one
         if each.error is None and each.keys.get(stage_id) == key and stage_id in each.made:
-            awaited = {name for name, own in each.keys.items() if any(other.needs(name, own) for other in progress)}
-            prune_checkpoints(each.cell.out, each.cell.config, each.stages, each.made, spared=awaited)
+            spared = [name for name, own in each.keys.items() if own in awaited]
+            prune_checkpoints(each.cell.out, each.cell.config, each.stages, each.made, spared=spared)
 
 
 def _ready(
@@ -209,9 +210,7 @@ def stage_key(config: StudyConfig, stage: Stage) -> str:
 
 def _told(error: Exception) -> NeuroplastError:
     """What a machine or a model did, as one of ours."""
-    return (
-        error if isinstance(error, NeuroplastError) else NeuroplastError(f"{type(error).__name__}: {first_line(error)}")
-    )
+    return error if isinstance(error, NeuroplastError) else NeuroplastError(named_line(error))
 
 
 class Worker:
