@@ -91,6 +91,14 @@ def test_what_is_no_table_is_told(tmp_path: Path, text: str):
         load_document(tmp_path / "other.json")
 
 
+@pytest.mark.parametrize("seconds", [0, -1, "fast"])
+def test_a_table_with_impossible_times_is_told(done: dict, tmp_path: Path, seconds: object):
+    rows = [row | {"seconds": seconds} for row in done["rows"]]
+    write_json(tmp_path / "other.json", done | {"rows": rows})
+    with pytest.raises(InputError, match=r"other\.json is no table of `neuroplast bench`"):
+        load_document(tmp_path / "other.json")
+
+
 def test_a_peer_that_is_not_installed_is_null_with_a_reason(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "transformer_lens", None)
     document = run_bench(BenchConfig(prompts=2, repeats=1, rows=("activations",)))

@@ -2,13 +2,14 @@
 
 import csv
 import json
+import re
 from pathlib import Path
 
 import pytest
 
 from html_page import Page
 from neuroplast.errors import InputError
-from neuroplast.report import write_runs_page
+from neuroplast.report import runs, write_runs_page
 from synthetic_run import HOSTILE, LADDER, POISON, write_run
 
 
@@ -51,6 +52,22 @@ def test_the_same_mechanism_correlates_perfectly_on_the_same_prompts(html: str) 
     said = text_of(html, "likeness")
     assert "first: base second: base 1.00 [1.00, 1.00]" in said
     assert "first: poisoned" not in said, "the two have no poisoned stage in common"
+
+
+def test_of_many_runs_the_first_is_held_against_each(
+    pair: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    third = write_run(tmp_path / "third", ladder=0)
+
+    def bases() -> set[str]:
+        page, _ = write_runs_page((*pair, third), tmp_path / "all.html")
+        said = text_of(page.read_text(encoding="utf-8"), "likeness")
+        assert ("first run beside each" in said) == (runs.MOST_PAIRED < 3)
+        return set(re.findall(r"(\w+): base (\w+): base", said))
+
+    assert bases() == {("first", "second"), ("first", "third"), ("second", "third")}
+    monkeypatch.setattr(runs, "MOST_PAIRED", 2)
+    assert bases() == {("first", "second"), ("first", "third")}
 
 
 def test_on_other_prompts_the_same_mechanism_has_the_spread_of_the_prompts(
